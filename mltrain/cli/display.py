@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mltrain.cli.progress import bar_console
 from mltrain.cli.tables import table
 from mltrain.commands.result import STOPPED, STOPPED_STAGED, Display, Outcome
 from mltrain.errors import counted
@@ -40,7 +40,7 @@ class Terminal(Display):
     """Shows a training; the progress bar needs a terminal."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = bar_console()
         self._progress: Progress | None = None
         self._shown_epoch = -1
         self._page_shown = False

@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,6 +16,32 @@ if TYPE_CHECKING:
 
 Advance = Callable[[str, float, float | None], None]
 """Called with a description, the amount done since the last call, and the total if known."""
+
+
+class _Closable:
+    """Stream that ignores writes after a hangup."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text if the stream is open."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream if it is open."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def bar_console() -> Console:
+    """Return a console on stderr that outlives its terminal."""
+    return Console(file=cast("TextIO", _Closable(sys.stderr)), highlight=False)
 
 
 @contextmanager
@@ -34,8 +60,7 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
         return
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeElapsedColumn())
-    console = Console(file=sys.stderr, highlight=False)
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=bar_console(), transient=True) as bars:
         bar = bars.add_task(what, total=None)
 
         def advance(doing: str, amount: float, total: float | None = None) -> None:

@@ -1,5 +1,6 @@
 """``mltrain train``: mistakes, forks, weights as files, and a closed pipe."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,24 @@ def test_closed_output_does_not_end_a_training(workplace: Workplace, tmp_path: P
     words = f"{sys.executable} -m mltrain train tiny.py epochs=3 | head -1"
     subprocess.run(["bash", "-c", words], cwd=workplace.folder, env=workplace.environment, check=True, timeout=120)
     assert workplace.mltrain("runs", "--json").json[0]["state"] == "finished"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
+def test_a_closed_terminal_stops_a_training_at_a_checkpoint(workplace: Workplace) -> None:
+    import pty
+
+    child, master = pty.fork()
+    if child == 0:
+        os.chdir(workplace.folder)
+        words = [sys.executable, "-m", "mltrain", "train", "tiny.py", "epochs=100000"]
+        os.execve(sys.executable, words, {**workplace.environment, "TERM": "xterm"})
+    said = ""
+    while "epoch    1/" not in said:
+        said += os.read(master, 65536).decode(errors="replace")
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    (run,) = workplace.mltrain("runs", "--json").json
+    assert run["state"] == "stopped"
 
 
 @pytest.fixture
