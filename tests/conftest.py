@@ -36,7 +36,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# How long a thread that a closed run has told to end may take on a busy machine.
+COMMITS = ("mltrain-disk", "mltrain-store")
+# How long a thread of a closed manager may take to end on a busy machine.
 THREADS_SECONDS = 10
 
 collect_ignore = [] if torch.cuda.is_available() else ["gpu"]
@@ -93,14 +94,11 @@ def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_for_another_test() -> Iterator[None]:
-    """Fail a test that leaves a thread of mltrain.
-
-    A command in a later test would wait for the thread and then end the process of the tests.
-    """
+def no_manager_stays_open() -> Iterator[None]:
+    """Fail a test that leaves a manager's threads."""
     before = set(threading.enumerate())
     yield
-    left = [one for one in threading.enumerate() if one.name.startswith("mltrain-") and one not in before]
+    left = [one for one in threading.enumerate() if one.name.startswith(COMMITS) and one not in before]
     if left:
         gc.collect()  # a manager in a reference cycle ends its threads when it is collected
         for thread in left:

@@ -4,7 +4,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from mltrain.provenance import fingerprint
 from mltrain.store.folders import filesystem_of
 from mltrain.store.names import CHECKPOINTS
 from mltrain.store.opening import open_artifacts
+from mltrain.store.removal import discard_empty
 from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.run_artifacts import refuse_unusable_location
 
@@ -134,6 +134,4 @@ def _store(server: TrackingClient) -> Finding:
         return Finding("artifact store", "good", f"{where}: writes, reads back and deletes")
     finally:
         server.once.delete_run(run.info.run_id)
-        for folder in made:  # now empty; a moved store would be hidden by them
-            with suppress(OSError):
-                folder.rmdir()
+        discard_empty(made)  # they would hide a moved store

@@ -239,8 +239,8 @@ def _is_given(value: Any) -> bool:
 
 def _culprit(error: pickle.UnpicklingError) -> str:
     """Return the name of the code that a file needs."""
-    named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]*\w\.\w+)", str(error))
-    return f" (it asks for {named[1]:.100})" if named else ""
+    named = re.search(r"GLOBAL ([\w.]+) was|(?:GLOBAL|global|function|class) ([\w.]*\w\.\w+)", str(error))
+    return f" (it asks for {named[1] or named[2]:.100})" if named else ""
 
 
 def _rows(history: Any) -> list[dict[str, float | int]]:

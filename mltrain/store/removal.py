@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -140,6 +141,13 @@ def discard_received(folder: Path) -> None:
             newest = max(path.lstat().st_mtime for path in (abandoned, *abandoned.iterdir()))
             if not abandoned.is_symlink() and time.time() - newest > DEAD_SECONDS:
                 shutil.rmtree(abandoned)  # does not follow links
+
+
+def discard_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders that are empty, in the given order."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove_tree(folder: Path) -> None:

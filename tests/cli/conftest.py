@@ -1,3 +1,6 @@
+import os
+import sys
+
 import pytest
 
 from tests.support.workplace import Workplace
@@ -9,3 +12,9 @@ def trained(fork_server: object, tmp_path_factory: pytest.TempPathFactory) -> tu
     done = workplace.mltrain("train", "tiny.py", "epochs=6", "max_to_keep=2", "model_save_path=weights")
     assert done.code == 0, done.err
     return workplace, done.run_id
+
+
+@pytest.fixture(autouse=True)
+def no_exit_of_the_test_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep commands from ending the test process: an earlier test may have left a thread."""
+    monkeypatch.setattr(os, "_exit", sys.exit)

@@ -29,7 +29,7 @@ CHECKOUT = Path(__file__).parents[2]
         (["--mode", "skip", "--use", "frist=x"], "Did you mean 'first'?"),
         (["--mode", "skip", "--use", "first=x"], "'x' is not the id of a run"),
         (["--stage", "first", "--use", f"first={'0' * 32}"], "be replaced by --use"),
-        (["--mode", "skip", "first.lrr=1"], "Unknown key 'first.lrr'. Did you mean"),
+        (["--mode", "skip", "first.lrr=1"], "the stage 'first' has no key 'lrr'. Did you mean 'lr'?"),
         (["--mode", "skip", "first.lr=fast"], "number"),
         (["--mode", "skip", "numbers=elsewhere"], "--use numbers=RUN_ID"),
         (["--mode", "skip", "--preset", "quik"], "There is no preset 'quik'"),

@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[type[MltrainError], str, dict[str, Any]]] = {
     ),
     "a truncated file": (DamagedCheckpoint, "not a checkpoint", {"resume": "truncated.pth"}),
     "a changed file": (DamagedCheckpoint, "has another SHA-256", {"resume": "changed.pth"}),
-    "a text": (DamagedCheckpoint, "cannot be read without running code", {"resume": "data/file"}),
+    "a text": (DamagedCheckpoint, "is not a readable checkpoint", {"resume": "data/file"}),
     "another shape": (StateMismatch, "of another shape", {"resume": "files/best_model.pth", "hidden": 17}),
     "other data": (DataError, "The data have changed", {"resume": "files/best_model.pth", "data": "files"}),
     "an unknown key": (ConfigError, "Unknown key 'lrr'", {"resume": "files/best_model.pth", "lrr": 1}),

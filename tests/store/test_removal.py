@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mltrain.errors import StorageError
-from mltrain.store.removal import discard_cached, discard_sent, discard_staged, discard_temporary
+from mltrain.store.removal import discard_cached, discard_empty, discard_sent, discard_staged, discard_temporary
 from tests.support.folders import NAME, file_in
 
 
@@ -66,3 +66,12 @@ def test_only_a_file_in_a_copy_of_an_output_can_be_discarded(tmp_path: Path) -> 
     discard_cached(copy, copy / "link")
     assert [path.name for path in copy.rglob("*")] == ["parts"]
     assert precious.exists()
+
+
+def test_only_empty_folders_are_discarded(tmp_path: Path) -> None:
+    outer, inner, full = tmp_path / "outer", tmp_path / "outer" / "inner", tmp_path / "full"
+    inner.mkdir(parents=True)
+    file_in(full)
+    discard_empty([inner, outer, full, tmp_path / "missing"])
+    assert [one.name for one in tmp_path.iterdir()] == ["full"]
+    assert (full / "a.json").exists()
