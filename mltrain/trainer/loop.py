@@ -242,7 +242,7 @@ def _refuse_wrong_types(task: Any, config: Any, ports: Mapping[str, Any]) -> Non
 
 
 def _advise(error: RuntimeError, device: torch.device, step: int) -> None:
-    """Note the remedy for a lack of memory."""
+    """Note the remedy for full memory or a dead worker."""
     reasons = f"{error} {error.__cause__ or ''}"  # the loader's error has that of SIGCHLD's handler as its cause
     intact = f"after step {step}; checkpoints up to there are intact. Try:"
     if isinstance(error, torch.OutOfMemoryError):
