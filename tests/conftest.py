@@ -93,17 +93,23 @@ def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
+def _alive_after(threads: list[threading.Thread], seconds: float) -> list[str]:
+    """Return the names of threads that do not end in time."""
+    for thread in threads:
+        thread.join(seconds)
+    return [thread.name for thread in threads if thread.is_alive()]
+
+
 @pytest.fixture(autouse=True)
 def no_manager_stays_open() -> Iterator[None]:
     """Fail a test that leaves a manager's threads."""
     before = set(threading.enumerate())
     yield
     left = [one for one in threading.enumerate() if one.name.startswith(COMMITS) and one not in before]
-    if left:
-        gc.collect()  # a manager in a reference cycle ends its threads when it is collected
-        for thread in left:
-            thread.join(THREADS_SECONDS)
-    alive = [thread.name for thread in left if thread.is_alive()]
+    alive = _alive_after(left, seconds=1)
+    if alive:
+        gc.collect()  # a manager in a reference cycle ends its threads when it is collected; this takes a third of a second
+        alive = _alive_after(left, THREADS_SECONDS)
     assert not alive, (
         f"Threads outlive their test: {alive}. Expected none. Try: close the manager or the run in the test."
     )
