@@ -47,7 +47,9 @@ def test_a_server_of_another_kind_is_reported_within_the_time_limit(place: Workp
     assert f"got RANK=1, WORLD_SIZE=2, MASTER_ADDR=127.0.0.1, MASTER_PORT={port}. Try: " in done.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_rank_that_waits_for_others(number: signal.Signals, code: int, place: Workplace) -> None:
     with mute_server() as (port, connected):
         started = rank_1(place, port, LONG)

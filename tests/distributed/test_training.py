@@ -102,7 +102,7 @@ def test_the_number_of_ranks_may_change_in_the_middle_of_an_epoch(place: Workpla
     [
         ("raise mltrain.errors.DataError('no file')", 2),
         ("os.kill(os.getpid(), signal.SIGTERM)", 143),
-        ("os.kill(os.getpid(), signal.SIGINT)", 130),
+        pytest.param("os.kill(os.getpid(), signal.SIGINT)", 130, marks=pytest.mark.slow),
     ],
 )
 def test_what_ends_one_rank_before_the_run_ends_all_with_its_code(fault: str, code: int, place: Workplace) -> None:
