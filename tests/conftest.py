@@ -95,7 +95,7 @@ def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _alive_after(threads: list[threading.Thread], seconds: float) -> list[str]:
-    """Return the names of threads that do not end in time."""
+    """Return the names of threads that remain."""
     for thread in threads:
         thread.join(seconds)
     return [thread.name for thread in threads if thread.is_alive()]
