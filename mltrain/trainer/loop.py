@@ -4,11 +4,8 @@
 ...     print(progress.step, trainer.measured)
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import torch
 
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.settings import refuse_unless
@@ -22,22 +19,9 @@ from mltrain.trainer.epoch_end import EpochEnd
 from mltrain.trainer.evaluation import Evaluation
 from mltrain.trainer.ports import NeverStop, NullSaver, NullTracker, Saver, Source, Stop, Tracker
 from mltrain.trainer.recovery import Recovery
+from mltrain.trainer.remedies import advise
 from mltrain.trainer.saving import Saving
 from mltrain.trainer.training import Training
-
-_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)")
-_DEATHS = {
-    "Bus error": (
-        "of a bus error",
-        "more shared memory (docker run --shm-size=8g), which was probably full, or fewer num_workers",
-    ),
-    "Killed": (
-        "by SIGKILL",
-        "fewer num_workers or more memory, if dmesg or the job's log says that the system ran out of it",
-    ),
-    "": ("unexpectedly", "num_workers=0, which shows the error, or fewer num_workers, which need less memory"),
-}
-"""Cause and remedy by torch's name of the signal."""
 
 
 class Trainer:
@@ -127,7 +111,7 @@ class Trainer:
             if self._stop.requested and self.unsaved:  # the request came after the save decision of its step
                 self.save("interrupted")
         except RuntimeError as error:
-            _advise(error, self.device, self.progress.step)
+            advise(error, self.device, self.progress.step)
             raise
         finally:
             self.training.late.finish()  # the caller may change the model
@@ -239,14 +223,3 @@ def _refuse_wrong_types(task: Any, config: Any, ports: Mapping[str, Any]) -> Non
     refuse_unless(isinstance(config, Config), "config", config, "a mltrain.Config()")
     for name, part in ports.items():
         refuse_unless(not isinstance(part, type), name, part, "an instance instead of its class")
-
-
-def _advise(error: RuntimeError, device: torch.device, step: int) -> None:
-    """Note the remedy for full memory or a dead worker."""
-    reasons = f"{error} {error.__cause__ or ''}"  # the loader's error has that of SIGCHLD's handler as its cause
-    intact = f"after step {step}; checkpoints up to there are intact. Try:"
-    if isinstance(error, torch.OutOfMemoryError):
-        error.add_note(f"{device} ran out of memory {intact} a smaller batch, Supervised(accumulate=...), or amp=bf16.")
-    elif _WORKER_DIED.search(reasons) is not None:
-        death, remedy = next(found for reason, found in _DEATHS.items() if reason in reasons)
-        error.add_note(f"A worker process of the loader died {death} {intact} {remedy}.")
