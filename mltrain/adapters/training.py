@@ -201,6 +201,7 @@ class Training:
         self.manager.continue_from(origin.manifest, origin.damaged)
         if self.run is None:
             return
+        self.run.record_origin(origin.manifest.id)
         step = origin.manifest.step
         if origin.rolls_back:
             log.warning(

@@ -93,12 +93,9 @@ class Drafts:
     def continue_from(self, manifest: Manifest) -> None:
         """Make the next draft continue from a checkpoint.
 
-        The run records it, unless this attempt has saved before: a draft that goes back then begins the next attempt. A closed
-        manager only reads.
+        The run records it with the attempt's first draft. After that, a draft that goes back begins the next attempt.
         """
         self.origin, self._saved = manifest, []
-        if not self._steps and not self._committer.closed:
-            self._run.record_origin(manifest.id)
 
     def line(self) -> list[Manifest]:
         """Return the current line's committed checkpoints, newest first."""
@@ -179,6 +176,8 @@ class Drafts:
         if self._was_beyond(step):
             self._run.begin_attempt(before.id if before is not None else None)
             self._steps.clear()
+        elif not self._steps:
+            self._run.record_origin(before.id if before is not None else None)
         try:
             return Manifest(
                 run_id=self._run.id,

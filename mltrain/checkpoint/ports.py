@@ -123,8 +123,8 @@ class Run(Protocol):
         """
         ...
 
-    def record_origin(self, checkpoint: CheckpointId) -> None:
-        """Record the checkpoint that the writing attempt continues from."""
+    def record_origin(self, checkpoint: CheckpointId | None) -> None:
+        """Record, without waiting, from which checkpoint the attempt trains."""
         ...
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:

@@ -14,7 +14,7 @@ from mltrain.ownership.attempts import recorded_config
 from mltrain.provenance import fingerprint
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.pages import location
-from mltrain.tracking.tags import REWOUND_PREFIX
+from mltrain.tracking.tags import RESUMED_FROM_TAG, REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class Beginning:
         attempt.versions, attempt.code = fingerprint.versions(), dict(prepared.code)
         attempt.data = dict(prepared.data)
         if origin.own is not None:
-            manager.continue_from(origin.own, origin.damaged)  # records the attempt
-        else:
-            run.record.attempt()
+            manager.continue_from(origin.own, origin.damaged)
+            run.set_tag(RESUMED_FROM_TAG, origin.own.name)
+        run.record.attempt()
         self.preparation.origins.hold(origin, run, manager)
         trainer.attach(run, self.ranks.saver(manager, trainer), self.preparation.origins.source(origin))
         if self.request.resume_run is not None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from mltrain.delivery.forked import warned_of_fork
-from mltrain.delivery.journal_database import DROPPED, PARKED, POINT, SENT, UNSENT, JournalDatabase
+from mltrain.delivery.journal_database import DROPPED, HELD, PARKED, POINT, SENT, UNSENT, JournalDatabase
+from mltrain.delivery.journal_file import budget_of_environment
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Journal:
         self.path = path
         self.attempt = attempt
         self._most_queued = most_queued
-        budget = journal_budget() if budget is None else budget
+        budget = budget_of_environment() if budget is None else budget
         self._database = JournalDatabase(path, budget, mend=mend, most_kept=most_kept)
         self._points: list[str | float] = []
         """The fields of all points in one list: an object for each point would evict a fast training's data from the cache."""
@@ -175,10 +176,8 @@ class Journal:
         return self._database.lost()
 
     def unpark(self) -> None:
-        """Queue parked entries again; they may no longer be refused."""
-        with self._database.durably() as database:
-            for table in ("points", "items"):
-                database.execute(f"UPDATE {table} SET state = 0 WHERE state = {PARKED}")  # noqa: S608
+        """Queue parked and held entries again."""
+        self._move(f"{PARKED}, {HELD}", UNSENT)
 
     def mark_sent(self, entries: Sequence[StoredPoint | StoredItem]) -> None:
         """Delete entries that the server has acknowledged."""
@@ -188,11 +187,15 @@ class Journal:
         """Set aside permanently refused entries, so they block no others."""
         self._mark(entries, PARKED)
 
-    def drop_overtaken(self) -> None:
-        """Never send the unsent points and tags of earlier attempts; they stay in the file."""
+    def hold_earlier(self) -> None:
+        """Hold earlier attempts' unsent points and tags back for now."""
         with self._database.durably() as database:
             for which in ("points SET state = ? WHERE", "items SET state = ? WHERE kind = 'tag' AND"):
-                database.execute(f"UPDATE {which} state = 0 AND attempt < ?", (DROPPED, self.attempt))
+                database.execute(f"UPDATE {which} state = 0 AND attempt < ?", (HELD, self.attempt))
+
+    def drop_held(self) -> None:
+        """Never send held entries; they stay in the file."""
+        self._move(str(HELD), DROPPED)
 
     def drop_beyond(self, ends: Mapping[int, int]) -> int:
         """Never send entries beyond the ends of earlier attempts.
@@ -231,6 +234,11 @@ class Journal:
         self._asked.set()
         self._writer.join()
         self._database.close()
+
+    def _move(self, states: str, then: int) -> None:
+        with self._database.durably() as database:
+            for table in ("points", "items"):
+                database.execute(f"UPDATE {table} SET state = {then} WHERE state IN ({states})")  # noqa: S608
 
     def _mark(self, entries: Sequence[StoredPoint | StoredItem], state: int) -> None:
         for table, kind in (("points", StoredPoint), ("items", StoredItem)):
@@ -278,14 +286,6 @@ class Journal:
 def image_step(value: str) -> int:
     """Return the step of a picture in the journal."""
     return int(match[1]) if (match := re.search(r"\+step\+(\d+)\+timestamp\+", value, re.ASCII)) else 0
-
-
-def journal_budget() -> int:
-    """Return the largest size of a journal in bytes: ``MLTRAIN_JOURNAL_GB``, default 2."""
-    try:
-        return int(float(os.environ.get("MLTRAIN_JOURNAL_GB", "2")) * 1e9)
-    except ValueError:
-        return 2 * 10**9
 
 
 def _writable(text: str) -> str:

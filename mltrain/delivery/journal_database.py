@@ -20,7 +20,7 @@ from mltrain.store.durable import put_back, set_aside
 
 log = logging.getLogger(__name__)
 
-UNSENT, SENT, PARKED, DROPPED = range(4)
+UNSENT, SENT, PARKED, DROPPED, HELD = range(5)
 _ROWS_A_STATEMENT = 250
 """The sqlite3 module releases the interpreter lock for every statement and waits for it again, which slows a training of short
 steps. But in a statement of thousands of computed rows each row takes SQLite ten times as long, and the module caches a

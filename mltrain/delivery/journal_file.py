@@ -1,5 +1,6 @@
 """Opens the SQLite file of a journal: tables, damage, network filesystems."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def connected(path: Path | None) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def budget_of_environment() -> int:
+    """Return the largest size of a journal in bytes: ``MLTRAIN_JOURNAL_GB``, default 2."""
+    try:
+        return int(float(os.environ.get("MLTRAIN_JOURNAL_GB", "2")) * 1e9)
+    except ValueError:
+        return 2 * 10**9
 
 
 def unsent_in(database: sqlite3.Connection) -> int:

@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mltrain.checkpoint.manifest import Point
@@ -59,9 +60,9 @@ class Outbox:
         """System metrics from before the first metric of the training, with steps and times; then ``None``."""
         self._recording = threading.Lock()
         self.media = MediaWriter(run.home, journal)
-        # Unsent points of an earlier attempt are recomputed or come with the checkpoint. Sending them too would race with
-        # reading which points the server has.
-        journal.drop_overtaken()
+        # A training recomputes the unsent points of earlier attempts, or gets them with its checkpoint. Sending them too would
+        # race with reading which points the server has.
+        journal.hold_earlier()
         self.sender = Sender(server, run, journal, lease, SenderProcess(journal.path, server.uri))
         self._monitor = SystemMonitor(self._record_system)
 
@@ -156,6 +157,8 @@ class Outbox:
     def close(self) -> None:
         """Close the journal; ``mltrain sync`` can send the rest of it."""
         self._monitor.close()
+        with suppress(StorageError):  # sync does it then
+            self.journal.unpark()
         self.journal.close()
 
     def _record_system(self, metrics: Mapping[str, float]) -> None:

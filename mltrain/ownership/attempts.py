@@ -61,7 +61,7 @@ class Attempt:
     ended: str | None = None
     why: str | None = None
     withdrawn: bool = False
-    """Whether the attempt ended before it trained, so it took the run over from nobody."""
+    """Whether the attempt ended before it trained or saved, so it replaces nothing of earlier ones."""
 
 
 def recorded_config(artifacts: Artifacts) -> dict[str, Any]:

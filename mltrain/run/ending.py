@@ -36,6 +36,7 @@ class Opened:
         launcher: the ``mlflow run`` that started this process. ``None`` if the user started it directly.
         owned: whether this process sets the run's final status.
         age: seconds since the run began, for the steps of the system metrics.
+        elsewhere: whether only another host has the newest checkpoint.
     """
 
     created: bool = False
@@ -43,6 +44,7 @@ class Opened:
     launcher: Launcher | None = None
     owned: bool = True
     age: int = 0
+    elsewhere: bool = False
 
 
 class Ending:
@@ -72,6 +74,7 @@ class Ending:
         self._record = record
         self.opened = opened
         self._only_local = False
+        """Whether the newest checkpoint may still be on one host only."""
         self._delivered: bool | None = None
         """Whether everything was delivered. ``None`` until the run is closed."""
         self.lost, self.closed = 0, False
@@ -122,6 +125,10 @@ class Ending:
             return self._delivered
         deadline = time.monotonic() + grace
         self._hold.end_attempt(why)
+        if self._hold.attempt.ordinal > 1 and not self._record.begun:
+            self._hold.attempt.withdrawn = True  # it only read, so it replaces nothing
+            if self.opened.elsewhere:
+                self._only_local, status = True, self.opened.earlier or "KILLED"
         self._stop_recording(deadline)
         delivered = False
         if not self._hold.overtaken:
@@ -146,7 +153,7 @@ class Ending:
 
     def withdraw(self, why: str) -> None:
         """Undo the opening: delete a created run, restore another's status."""
-        self._hold.attempt.withdrawn = True
+        self._hold.attempt.withdrawn = self._only_local = True
         if self.opened.owned:
             self.close(self.opened.earlier or "KILLED", why, grace_seconds())
         else:
@@ -218,7 +225,7 @@ class Ending:
                 self._hold.lease.overtaken.set()
                 return False
             # A checkpoint of an earlier attempt that is only on a host is outdated or uploaded by now.
-            if not self._only_local and not self._hold.attempt.withdrawn:
+            if not self._only_local:
                 forget_only_local(server, run_id, server.run(run_id).data.tags)
         except MltrainError as error:
             log.warning("The run's status could not be set: %s", error)

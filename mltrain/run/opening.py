@@ -42,8 +42,8 @@ from mltrain.run.naming import full_id, run_name
 from mltrain.run.preparation import (
     creation_seconds,
     final_status,
+    newest_is_elsewhere,
     own_tags,
-    warn_of_newer_on_another_host,
     writable_artifacts_of,
 )
 from mltrain.run.tracked import TrackedRun, age_of
@@ -163,7 +163,7 @@ def _continued(
         claimed = True
         server.update_run(run_id, status="RUNNING")
         server.set_tags(run_id, holder_tags(ordinal))
-        warn_of_newer_on_another_host(run)
+        elsewhere = newest_is_elsewhere(run)
         if launcher is not None:
             launchers.nest(server, launcher, run_id)
         launchers.repair(server, run_id, run.info.experiment_id)
@@ -176,7 +176,7 @@ def _continued(
             attempts,
             lock,
             run.info,
-            Opened(earlier=final_status(run), launcher=launcher, owned=owned, age=age_of(run)),
+            Opened(False, final_status(run), launcher, owned, age_of(run), elsewhere),
         )
     except BaseException:
         if claimed:

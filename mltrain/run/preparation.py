@@ -71,10 +71,11 @@ def own_tags(project: str) -> dict[str, str]:
     return {"mlflow.user": user(), "mlflow.source.name": project, "mlflow.source.type": "LOCAL", **holder_tags(1)}
 
 
-def warn_of_newer_on_another_host(run: Any) -> None:
-    """Warn if the newest checkpoint is only on another host."""
+def newest_is_elsewhere(run: Any) -> bool:
+    """Whether only another host has the newest checkpoint; warns of it."""
     checkpoint, _, host = run.data.tags.get(ONLY_LOCAL_TAG, "").partition(" on ")
-    if host and host != fingerprint.host():
+    elsewhere = bool(host) and host != fingerprint.host()
+    if elsewhere:
         log.warning(
             "The newest checkpoint of this run, %s, is only on %s; this resume continues from an older one. Try: mltrain sync "
             "on %s, then resume",
@@ -82,6 +83,7 @@ def warn_of_newer_on_another_host(run: Any) -> None:
             host,
             host,
         )
+    return elsewhere
 
 
 def creation_seconds(server: TrackingClient) -> float:

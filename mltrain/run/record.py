@@ -37,6 +37,8 @@ class Record:
         self._run = run
         self._hold = hold
         self._outbox = outbox
+        self.begun = False
+        """Whether attempts.json has this attempt: it trains, so it replaces earlier ones."""
 
     def start(
         self, config: Mapping[str, Any], parameters: Mapping[str, str], project: str, held: Mapping[str, str]
@@ -62,9 +64,23 @@ class Record:
             if key not in held:
                 self._outbox.journal.log_item("param", key, redacted(value)[:LONGEST_PARAMETER])
 
-    def attempt(self) -> None:
-        """Write all attempts, and the current one's changes."""
-        self.write_json(ATTEMPTS_FILE, self._attempts())
+    def attempt(self, *, wait: bool = True) -> None:
+        """Write all attempts, and the current one's changes.
+
+        The current one replaces what earlier ones did beyond its origin.
+
+        Args:
+            wait: whether to upload the file now, unless there is an outage.
+
+        Raises:
+            StorageError: the artifact store refuses permanently, or this disk fails.
+        """
+        if wait:
+            self.write_json(ATTEMPTS_FILE, self._attempts())
+        else:
+            self.queue_attempts()
+        self.begun = True
+        self._outbox.journal.drop_held()
         attempt = self._hold.attempt
         if attempt.changed:
             changes = {key: list(change) for key, change in attempt.changed.items()}

@@ -3,6 +3,7 @@
 :mod:`mltrain.run.opening` creates, adopts and resumes runs.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mltrain.delivery.creation import RunIdentity
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.outbox import Outbox
 from mltrain.delivery.system_metrics import SYSTEM_KEYS, SYSTEM_SECONDS
+from mltrain.errors import StorageError
 from mltrain.ownership.attempts import Attempt, holder_tags
 from mltrain.ownership.lease import Hold
 from mltrain.run.ending import Ending, Opened
@@ -33,6 +35,8 @@ from mltrain.tracking.tags import (
     best_tags,
     pins_of,
 )
+
+log = logging.getLogger(__name__)
 
 
 class TrackedRun:
@@ -147,19 +151,21 @@ class TrackedRun:
         """Record the rule that dropped a checkpoint before its upload."""
         self.set_tag(f"{DROPPED_PREFIX}{checkpoint}", rule)
 
-    def record_origin(self, checkpoint: CheckpointId) -> None:
-        """Record the checkpoint that this attempt continues from.
+    def record_origin(self, checkpoint: CheckpointId | None) -> None:
+        """Record from which checkpoint this attempt trains.
 
-        Nothing is recorded if another process has taken the run over: its attempt is on record.
-
-        Raises:
-            StorageError: the artifact store refuses permanently, or this disk fails.
+        A first attempt records it when it ends. Nothing is recorded twice, nor if another process has taken the run over: its
+        attempt is on record.
         """
-        if not self.holds():
+        if self.record.begun or (self.ordinal == 1 and checkpoint is None) or not self.holds():
             return
-        self.attempt.resumed_from = checkpoint.name
-        self.set_tag(RESUMED_FROM_TAG, checkpoint.name)
-        self.record.attempt()
+        if checkpoint is not None:
+            self.attempt.resumed_from = checkpoint.name
+            self.set_tag(RESUMED_FROM_TAG, checkpoint.name)
+        try:
+            self.record.attempt(wait=False)
+        except StorageError as error:
+            log.warning("The beginning of this attempt could not be recorded in attempts.json: %s", error)
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         """Begin the next attempt, after a rollback by this process.

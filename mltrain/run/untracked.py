@@ -81,7 +81,7 @@ class UntrackedRun:
                 "Try: another save_dir"
             ) from error
 
-    def record_origin(self, checkpoint: CheckpointId) -> None:
+    def record_origin(self, checkpoint: CheckpointId | None) -> None:
         """Record nothing: a manifest has its parent."""
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:

@@ -256,11 +256,15 @@ def test_a_deciding_metric_that_is_not_finite_is_warned_of_once_and_a_later_fini
     assert "other" not in caplog.text
 
 
-def test_a_load_after_the_close_records_no_origin(run: FolderRun) -> None:
+def test_the_first_save_of_an_attempt_records_its_origin_and_a_load_does_not(run: FolderRun) -> None:
     with run.manager() as manager:
         train(manager, 1, 2)
     again = run.next_attempt()
     with again.manager() as manager:
+        manager.load("epoch:2")
         manager.load("epoch:1")
-    manager.load("epoch:2")
-    assert again.origins == ["step-000000001-a01"]
+        assert again.origins == []
+        train(manager, 3, 4)
+        manager.load("epoch:3")
+    manager.load("epoch:1")
+    assert (run.origins, again.origins) == (["the start"], ["step-000000001-a01"])

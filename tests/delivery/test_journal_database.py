@@ -53,12 +53,29 @@ def test_what_was_overtaken_is_kept_and_never_sent(place: Path) -> None:
     journal = Journal(place, 3)
     journal.log_metrics({"loss": 0}, 21, 0)
     journal.flush()
-    journal.drop_overtaken()
+    journal.hold_earlier()
+    journal.drop_held()
+    journal.unpark()
     assert [step for _, step, *_ in points(journal)] == [21]
     assert [(item.kind, item.key) for item in journal.unsent_items()] == [("param", "of 1"), ("param", "of 2")]
     journal.close()
     with closing(sqlite3.connect(place)) as database:
         assert database.execute("SELECT count(*) FROM points").fetchone() == (6,)
+
+
+def test_what_an_attempt_holds_back_is_sent_unless_it_is_dropped(place: Path) -> None:
+    journal_of_attempts(place, {1: [10, 20]})
+    journal = Journal(place, 2)
+    journal.hold_earlier()
+    assert (points(journal), [item.kind for item in journal.unsent_items()]) == ([], ["param"])
+    journal.close()
+    journal = Journal(place, 3)  # of a process that found it as a killed one left it
+    journal.hold_earlier()
+    assert points(journal) == []
+    journal.unpark()
+    assert [step for _, step, *_ in points(journal)] == [10, 20]
+    assert {item.kind for item in journal.unsent_items()} == {"tag", "param"}
+    journal.close()
 
 
 def test_the_points_of_an_attempt_beyond_a_step_can_be_dropped(place: Path) -> None:

@@ -71,6 +71,34 @@ def test_the_next_attempt_with_a_record_ends_the_points_of_an_attempt(
     assert steps_of(server, run_id) == sent
 
 
+@pytest.mark.parametrize("which", ["best", "step:1", None])
+@pytest.mark.parametrize("home", ["home", "home of another machine"])
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_loop_that_only_reads_overtakes_nothing(
+    saves: bool, home: str, which: str | None, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    server = at(store)
+    with CheckpointManager() as manager:
+        for step in (1, 2):
+            manager.save({"model": {"weight": torch.ones(2)}}, step=step)
+    run_id = manager.run.id
+    journal = Journal(home_of(server, run_id) / "journal.sqlite", 1)
+    journal.add_points(("loss", step, 0.5, 1_000 + step) for step in (1, 2, 3))
+    journal.close()
+    with monkeypatch.context() as patch:
+        patch.setenv("MLTRAIN_HOME", str(tmp_path / home))
+        with CheckpointManager(run_id) as reader:
+            if which is not None:
+                reader.load(which)
+            if saves:
+                reader.save({"model": {"weight": torch.ones(2)}}, step=5)
+    branch = 1 if which == "step:1" else 2
+    sent = list(range(1, branch + 1)) if home != "home" else []  # a loop here has these points in its checkpoint
+    assert [synced.failed for synced in sync(server)] in ([False], [])
+    assert steps_of(server, run_id) == (sent if saves else [1, 2, 3])
+
+
 def test_a_resume_that_was_refused_overtakes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mltrain.run.opening import resume
 

@@ -84,8 +84,9 @@ def test_a_claim_that_is_lost_writes_nothing_in_the_winners_name(uri: str) -> No
     assert client.get_run(run.id).info.status == "RUNNING"
 
 
-def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has(
-    uri: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has_and_only_a_save_replaces_it(
+    saves: bool, uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with CheckpointManager() as manager:
         manager.save(state(1, 1.0))
@@ -93,10 +94,15 @@ def test_a_resume_warns_of_a_newer_checkpoint_that_another_host_alone_has(
     client = MlflowClient(uri)
     client.set_tag(run_id, "mltrain.newest_only_local", "step-000000002-a01 on another-host")
     client.set_tag(run_id, "mltrain.status_when_sent", "finished")
-    CheckpointManager(run_id).close()
+    client.set_terminated(run_id, "KILLED")
+    with CheckpointManager(run_id) as manager:
+        manager.load("best")
+        if saves:
+            manager.save(state(3, 1.0))
     assert "step-000000002-a01, is only on another-host" in caplog.text
-    tags = client.get_run(run_id).data.tags
-    assert not [key for key in tags if "only_local" in key or "when_sent" in key]
+    run = client.get_run(run_id)
+    assert bool([key for key in run.data.tags if "only_local" in key or "when_sent" in key]) != saves
+    assert run.info.status == ("FINISHED" if saves else "KILLED")
 
 
 def test_the_tags_of_a_run_do_not_grow_with_its_attempts(uri: str) -> None:

@@ -58,8 +58,8 @@ class FolderRun:
     def report_dropped(self, checkpoint: str, rule: str) -> None:
         self.tags[f"mltrain.dropped.{checkpoint}"] = rule
 
-    def record_origin(self, checkpoint: CheckpointId) -> None:
-        self.origins.append(checkpoint.name)
+    def record_origin(self, checkpoint: CheckpointId | None) -> None:
+        self.origins.append(checkpoint.name if checkpoint is not None else "the start")
 
     def begin_attempt(self, resumed_from: CheckpointId | None) -> None:
         self.ordinal += 1
