@@ -18,18 +18,29 @@ from mltrain.tracking.client import TrackingClient, connect_to_read
 from tests.support.database import many
 
 
+def answered(server: TrackingClient, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets each request the server answers.
+
+    A locked database makes the client repeat a request, and threads of other tests use other clients.
+    """
+    requests: list[str] = []
+    once = TrackingClient.tried
+
+    def counted(self: TrackingClient, function: Any, *arguments: Any, **named: Any) -> Any:
+        answer = once(self, function, *arguments, **named)
+        if self is server:
+            requests.append(getattr(function, "__name__", "?"))
+        return answer
+
+    monkeypatch.setattr(TrackingClient, "tried", counted)
+    return requests
+
+
 def test_forty_runs_take_as_many_requests_as_four(
     server: TrackingClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_ids = many(tmp_path, 40, {"mltrain.status": "finished"})
-    asked: list[str] = []
-    once = TrackingClient.tried
-
-    def counted(self: TrackingClient, function: Any, *arguments: Any, **named: Any) -> Any:
-        asked.append(getattr(function, "__name__", "?"))
-        return once(self, function, *arguments, **named)
-
-    monkeypatch.setattr(TrackingClient, "tried", counted)
+    asked = answered(server, monkeypatch)
     counts = []
     for count in (4, 40):
         asked.clear()
@@ -61,18 +72,11 @@ def test_lists_and_comparisons_of_finished_runs_ask_for_no_artifacts(
     run_ids = finished_runs(tmp_path, 250)
     for number, run_id in enumerate(run_ids[:2]):
         server.log_params(run_id, [("lr", json.dumps(number / 10)), ("name", "cells"), ("mltrain.attempt.1", "{}")])
-    asked: list[str] = []
-    once = TrackingClient.tried
-
-    def counted(self: TrackingClient, function: Any, *arguments: Any, **named: Any) -> Any:
-        if self is server:  # and not what a thread of another test asks
-            asked.append(getattr(function, "__name__", "?"))
-        return once(self, function, *arguments, **named)
+    asked = answered(server, monkeypatch)
 
     def opened(*place: str) -> Any:
         raise AssertionError(f"{place} is opened")
 
-    monkeypatch.setattr(TrackingClient, "tried", counted)
     for module in (listing, compare, run_artifacts):
         monkeypatch.setattr(module, "open_artifacts", opened)
     rows = listed(server, None, Selection(most=1000))
