@@ -12,10 +12,10 @@ train: .venv/ready            ## train the segmentation project as an MLflow run
 
 test: .venv/ready             ## lint, types, unit tests
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not faults and not slow" --ignore tests/test_documented_commands.py
 
 faults: .venv/ready           ## a seeded sample of the fault tests: signals, kills, a server, damage, pipelines
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests/checkpoint tests/store tests/test_manager.py tests/test_mlflow_run.py $(addprefix tests/faults/test_,signals.py random_signals.py server.py damage.py pipeline.py random_kills.py ranks.py adapters_lightning.py adapters_ignite.py engines.py engines_server.py)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m faults tests/checkpoint tests/store tests/distributed tests/projects/tool_wear tests/cli/test_train.py tests/test_manager.py tests/test_mlflow_run.py $(addprefix tests/faults/test_,signals.py random_signals.py server.py damage.py pipeline.py random_kills.py ranks.py adapters_lightning.py adapters_ignite.py engines.py engines_server.py)
 
 all-faults: .venv/ready       ## the samples of all fault tests (disks as root, retention, outages, sabotage …): half an hour or more
 	$(BIN)/python -m pytest -q -m faults tests
@@ -27,8 +27,8 @@ docs: .venv/ready             ## the documentation as a site, in site/; a broken
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-commands: .venv/ready         ## every command of README and docs, typed page by page in an empty store (some five minutes)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/test_documented_commands.py
+commands: .venv/ready         ## every command of README and docs, typed page by page in an empty store (some six minutes)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/test_documented_commands.py tests/test_documentation.py::test_the_readme_from_the_first_training_to_the_pulled_model tests/test_mlflow_run.py::test_a_training_and_its_resume_are_one_visible_run
 
 ui: .venv/ready               ## MLflow's pages in a real Chromium (apt-get install chromium); pictures go to MLTRAIN_UI_PICTURES
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[ui]"

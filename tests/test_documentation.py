@@ -263,6 +263,7 @@ def test_the_reference_is_that_of_the_public_names() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_readme_from_the_first_training_to_the_pulled_model(workplace: Workplace) -> None:
     """The commands of the first screen, on the quick preset; ``make`` itself is what runs this test."""
     bin_folder = Path(sys.executable).parent

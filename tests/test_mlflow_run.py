@@ -11,6 +11,7 @@ from tests.support.waiting import eventually
 from tests.support.workplace import Workplace
 
 
+@pytest.mark.slow
 def test_a_training_and_its_resume_are_one_visible_run(workplace: Workplace) -> None:
     first = mlflow_run(workplace, "project=tests/support/tiny.py", "epochs=2", "lr=1e-3")
     said = first.communicate(timeout=120)[0]

@@ -74,6 +74,7 @@ OPEN = "manager = CheckpointManager()\natexit.register(ended.set)\n"
 SAVE = OPEN + "manager.save_epoch_checkpoint(state_at(1), 1)\n"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("how", "status", "saved"),
     [
@@ -96,6 +97,7 @@ def test_a_script_that_ends_before_its_run_is_created_waits_for_the_run(
         assert epochs(manager) == saved
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("answer", "grace"), [("no_answer", "0"), ("interrupted", "600")])
 def test_a_run_that_is_not_created_in_time_is_completed_by_sync(
     answer: str, grace: str, uri: str, monkeypatch: pytest.MonkeyPatch
@@ -125,6 +127,7 @@ threading.Event.wait = watched
 """
 
 
+@pytest.mark.faults
 def test_managers_that_an_exiting_script_has_left_open_share_the_wait_for_their_runs(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,18 +136,21 @@ def test_managers_that_an_exiting_script_has_left_open_share_the_wait_for_their_
     assert [line for line in lines if line in ("waits", "does not wait")] == ["waits", "does not wait"]
 
 
+@pytest.mark.faults
 def test_an_interrupt_of_the_upload_at_exit_ends_the_wait_for_the_server_too(uri: str) -> None:
     interrupt = "def interrupt(*_):\n    raise KeyboardInterrupt\n\n\nmanager.committer.retry = interrupt\n"
     watch = "manager.run.detach = lambda status, grace: print(f'{grace} seconds', file=sys.stderr)\n"
     assert "\n0.0 seconds" in a_script_ends_before_its_run_is_created(SAVE + interrupt + watch)
 
 
+@pytest.mark.faults
 def test_an_interrupt_of_the_wait_at_exit_ends_it_for_every_manager(uri: str) -> None:
     watch = "manager.run.detach = lambda status, grace: print(f'{grace} seconds', file=sys.stderr)\n"
     lines = a_script_ends_before_its_run_is_created(f"{SAVE}{watch}first = manager\n{SAVE}{watch}", "interrupted")
     assert lines.splitlines().count("0.0 seconds") == 2
 
 
+@pytest.mark.faults
 def test_managers_that_an_exiting_script_has_left_open_share_one_grace_period(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +176,7 @@ for manager in managers:
     assert done.stdout.splitlines() == ["whole", "0.0"]
 
 
+@pytest.mark.faults
 def test_a_long_upload_at_exit_takes_no_time_from_the_records(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", "600")
     upload = """

@@ -34,6 +34,7 @@ def test_a_fork_is_a_new_run_that_names_its_parent_and_frees_the_source_again(wo
     assert workplace.points(fork.run_id)["epoch"] == [(12, 2.0), (18, 3.0)]
 
 
+@pytest.mark.faults
 def test_closed_output_does_not_end_a_training(workplace: Workplace, tmp_path: Path) -> None:
     import subprocess
     import sys
@@ -43,6 +44,7 @@ def test_closed_output_does_not_end_a_training(workplace: Workplace, tmp_path: P
     assert workplace.mltrain("runs", "--json").json[0]["state"] == "finished"
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of POSIX")
 def test_a_closed_terminal_stops_a_training_at_a_checkpoint(workplace: Workplace) -> None:
     import pty

@@ -100,8 +100,9 @@ def test_a_pipeline_that_cannot_be_is_refused_before_there_is_a_run(key: str, st
 
 
 def test_a_resume_that_fails_once_the_run_is_claimed_leaves_it_with_its_status(
-    trained: tuple[Path, str], store: Path
+    trained: tuple[Path, str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLTRAIN_GRACE_SECONDS", "1")
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     attempts = Path(client.get_run(trained[1]).info.artifact_uri) / "attempts.json"
     kept = attempts.read_bytes()

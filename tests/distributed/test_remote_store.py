@@ -75,6 +75,7 @@ def undisturbed(here: Workplace) -> str:
     return done[0].run_id
 
 
+@pytest.mark.faults
 def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_completed(
     here: Workplace, undisturbed: str, tracking_server: TrackingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_ranks_upload_and_download_what_is_theirs_and_what_a_kill_left_is_comple
     assert {name: received[f"{used}/{name}"] for name in SHARDS} == dict.fromkeys(SHARDS, 1)  # by one rank, once
 
 
+@pytest.mark.faults
 def test_a_rank_whose_disk_is_full_stops_no_training_and_harms_no_earlier_checkpoint(
     here: Workplace, undisturbed: str, tracking_server: TrackingServer
 ) -> None:

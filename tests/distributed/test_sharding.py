@@ -94,6 +94,7 @@ def test_what_people_do_with_a_run_afterwards_needs_no_other_process(
     assert place.mltrain("verify", undisturbed).code == 0
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("how", "codes"), [("kill_at=9 victim=1", [1, -signal.SIGKILL])])
 def test_a_sharded_training_that_was_killed_ends_as_if_it_had_not_been(
     how: str, codes: list[int], place: Workplace, undisturbed: str

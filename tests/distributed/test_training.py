@@ -12,6 +12,7 @@ from tests.support.ranks import TRAIN, assert_ended_alike
 from tests.support.workplace import Workplace
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("how", "codes"),
     [

@@ -71,6 +71,7 @@ def training(file: Path) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.faults
 def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path, whole_file: bytes) -> None:
     file = tmp_path / "killed.ckpt"
     process = training(file)
@@ -82,6 +83,7 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path, wh
     assert file.read_bytes() == whole_file
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("request_", "code"),
     [(signal.SIGINT, -signal.SIGINT), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],

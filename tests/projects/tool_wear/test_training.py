@@ -30,6 +30,7 @@ TINY = (*QUICK, "cuts=30", "window_steps=16", "hidden=8", "epochs=4", "batch_siz
 """A few steps an epoch, on generated tools of thirty cuts."""
 
 
+@pytest.mark.faults
 def test_a_killed_training_resumes_as_if_nothing_had_happened(workplace: Workplace) -> None:
     whole = workplace.mltrain(*TINY)
     assert whole.code == 0, whole.err
