@@ -147,7 +147,7 @@ def test_torchvision_is_absent() -> None:
 
 EXECUTED = {
     "mltrain.__main__",
-    *(f"mltrain.adapters.{name}" for name in ("huggingface", "huggingface_parts", "accelerate", "position")),
+    *(f"mltrain.adapters.{name}" for name in ("huggingface", "accelerate", "position")),
 }
 """What is not imported to find out what an import brings along: a program, and modules whose first lines import an engine."""
 

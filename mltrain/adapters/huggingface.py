@@ -12,22 +12,22 @@ files too, so ``resume_from_checkpoint=True`` continues the same run.
 import atexit
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.integrations import MLflowCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
-from mltrain.adapters.huggingface_folder import STATE_KEY, restore
-from mltrain.adapters.huggingface_parts import DisabledMLflowCallback, calling_trainer, numbers_of, state_of
+from mltrain.adapters.huggingface_folder import STATE_KEY, restore, state_of
 from mltrain.adapters.origin import Address, Origin
 from mltrain.adapters.training import Recorder, Training, refuse_ranks
 from mltrain.checkpoint.manifest import Kind
 from mltrain.checkpoint.retention import Mode, Policy
 from mltrain.checkpoint.settings import Settings, newest_and_best
 from mltrain.errors import UsageError
-from mltrain.metrics import Curves
+from mltrain.metrics import Curves, floats
 from mltrain.rng import Rng
 from mltrain.tracking.client import active_run_id
 
@@ -89,7 +89,7 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
         atexit.register(self._close_unfinished)
         self.run_id, self._curves = training.location, Curves(partial(training.log, timing_suffixes=_TIMING_SUFFIXES))
         for entry in state.log_history:  # the Trainer's own checkpoint may be newer than the origin
-            values, recorded = numbers_of(entry), origin is not None and entry["step"] <= origin.manifest.step
+            values, recorded = _numbers_of(entry), origin is not None and entry["step"] <= origin.manifest.step
             self._curves.log(values, entry["step"], recorded=recorded)
         if "loss" in saved:
             trainer = self._trainer
@@ -111,12 +111,12 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **_: Any) -> None:
         """Record the metrics that the Trainer logs."""
         if self._training is not None:
-            self._curves.log(numbers_of(logs), state.global_step)
+            self._curves.log(_numbers_of(logs), state.global_step)
             self._update_trainer_state(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, Any], **_: Any) -> None:
         """Keep the metrics of this step for its checkpoint."""
-        self._measure(state.global_step, numbers_of(metrics))
+        self._measure(state.global_step, _numbers_of(metrics))
 
     def on_save(self, args: Any, state: Any, control: Any, **live: Any) -> None:
         """Save a checkpoint from the live objects."""
@@ -161,9 +161,9 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
                         "report_to='mlflow' has opened a run of its own, and would record each point a second time. Expected "
                         "MltrainCallback before that. Try: Trainer(callbacks=[MltrainCallback()]), or report_to='none'"
                     )
-                callbacks[index] = DisabledMLflowCallback()
+                callbacks[index] = _DisabledMLflowCallback()
         if not any(isinstance(one, MLflowCallback) for one in callbacks):
-            callbacks.append(DisabledMLflowCallback())
+            callbacks.append(_DisabledMLflowCallback())
         self._trainer, train = trainer, trainer.train
 
         @wraps(train)
@@ -195,3 +195,44 @@ class MltrainCallback(Recorder, TrainerCallback):  # type: ignore[misc] # mypy d
                 "last_logged": trainer._globalstep_last_logged,
             },
         }
+
+
+class _DisabledMLflowCallback(MLflowCallback):  # type: ignore[misc] # mypy does not read transformers
+    """An ``MLflowCallback`` that records nothing.
+
+    It replaces that of the Trainer and of MLflow's autologging, which would record each point a second time.
+    """
+
+    def __init__(self) -> None:
+        self._initialized = self._auto_end_run = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    on_log = on_train_end = on_save = on_train_begin
+
+
+def calling_trainer() -> Any:
+    """Return the Trainer that calls this event.
+
+    Raises:
+        UsageError: the caller is not a Trainer.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), Trainer):
+            return frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
+    raise UsageError(
+        "An event of MltrainCallback was called without a Trainer. Expected a call by a Trainer. Try: "
+        "Trainer(callbacks=[MltrainCallback()])"
+    )
+
+
+def _numbers_of(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the logged values that are single numbers, without ``step``."""
+    found: dict[str, float] = {}
+    for key, value in logs.items():
+        with suppress(UsageError):
+            found |= floats({key: value}, "the Trainer") if key != "step" else {}
+    return found

@@ -1,5 +1,6 @@
-"""Restores a run's checkpoint as a ``checkpoint-N`` folder of transformers."""
+"""State of a ``Trainer`` of transformers: in checkpoints, and as its folder."""
 
+import dataclasses
 import json
 import secrets
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from mltrain.adapters.origin import Address, Origin
 from mltrain.errors import NoCheckpoint, UsageError
 from mltrain.ownership.run_folder import home_of
+from mltrain.rng import Rng
 from mltrain.run import opening
 from mltrain.store.durable import make_folder, rename_folder
 from mltrain.store.removal import discard_restored
@@ -23,6 +25,19 @@ STATE_KEY = "mltrain"
 
 It is among the states of callbacks, where a Trainer without ``MltrainCallback`` ignores it.
 """
+
+
+def state_of(state: Any, live: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state for a checkpoint, without copying tensors."""
+    scaler = getattr(live["optimizer"], "scaler", None)
+    return {
+        "model": live["model"].state_dict(),
+        "optimizer": live["optimizer"].state_dict(),
+        "scheduler": live["lr_scheduler"].state_dict(),
+        **({"scaler": scaler.state_dict()} if scaler is not None else {}),
+        "rng": Rng().state_dict(),
+        "trainer": dataclasses.asdict(state),
+    }
 
 
 def restore(run: str | None, which: str = "latest") -> str | None:
