@@ -15,7 +15,6 @@ ELSEWHERE = {
     "commands/following.py": "distributed/test_training.py",
     "commands/logged_model.py": "cli/test_model.py",
     "commands/result.py": DECLARATIONS,
-    "compat/rest_entities.py": "compat/test_rest.py",
     "delivery/media.py": "run/test_ending.py",
     "distributed/gradients.py": "distributed/test_world.py",
     "distributed/loading.py": "distributed/test_sharding.py",

@@ -11,9 +11,9 @@ from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from mltrain.compat import private, rest_entities
+from mltrain.compat import private
 from mltrain.compat.database import DatabaseReader, Unreadable, database_of, uri_of_environment
-from mltrain.compat.rest import RestClient
+from mltrain.compat.rest import ENTITIES, RestClient
 from mltrain.compat.rest_server import set_client_defaults
 from mltrain.errors import RunNotFound
 from mltrain.redaction import first_line, remember_environment
@@ -247,7 +247,7 @@ class TrackingClient(Connection):
     def _entities(self) -> Any:
         """The client's entity classes, named as in ``mlflow.entities``."""
         client = self.retried(lambda: self.preferred)
-        return rest_entities.ENTITIES if isinstance(client, RestClient) else private.entities()
+        return ENTITIES if isinstance(client, RestClient) else private.entities()
 
 
 def connect(uri: str | None = None, *, retry_seconds: float = 5.0) -> TrackingClient:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mltrain.compat import private, rest_entities
-from mltrain.compat.rest import RestClient
+from mltrain.compat import private
+from mltrain.compat.rest import ENTITIES, Pair, RestClient
 from mltrain.compat.rest_server import CLIENT_DEFAULTS, RestError
 from mltrain.errors import RunNotFound
 from mltrain.tracking.client import TrackingClient
@@ -55,7 +55,7 @@ def test_a_run_is_the_same_whichever_client_wrote_and_whichever_reads_it(
     points = [
         (key, value, 5, step) for key in ("a", "b") for step, value in enumerate((1.5, math.nan, math.inf, -math.inf))
     ]
-    for client, run, made in ((own, first, rest_entities.ENTITIES), (theirs, second, private.entities())):
+    for client, run, made in ((own, first, ENTITIES), (theirs, second, private.entities())):
         run_id = run.info.run_id
         client.log_batch(
             run_id,
@@ -157,8 +157,8 @@ def test_a_batch_larger_than_a_request_may_be_is_split(clients: tuple[RestClient
     run_id = own.create_run("0", 1, {}, "large").info.run_id
     own.log_batch(
         run_id,
-        [rest_entities.Pair(f"p{number}", "1") for number in range(250)],
-        [rest_entities.Pair(f"t{number}", "1") for number in range(120)],
+        [Pair(f"p{number}", "1") for number in range(250)],
+        [Pair(f"t{number}", "1") for number in range(120)],
     )
     run = theirs.get_run(run_id)
     assert len([key for key in run.data.params if key.startswith("p")]) == 250
