@@ -4,10 +4,10 @@ import logging
 import os
 import time
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mltrain.commands import keyed
 from mltrain.commands.beginning import Beginning
 from mltrain.commands.checks import policy_of, refuse_unusable, warn_without_effect
 from mltrain.commands.ending import Ending
@@ -19,7 +19,7 @@ from mltrain.commands.ranks import Alone, refuse_several
 from mltrain.commands.result import Display, Outcome
 from mltrain.commands.resume_target import resolve_target
 from mltrain.commands.train_request import Request, request_of
-from mltrain.commands.wanted_run import WantedRun
+from mltrain.commands.wanted_run import WantedRun, complete, continued, is_complete
 from mltrain.errors import MltrainError
 from mltrain.manager import CheckpointManager
 from mltrain.ownership import launcher as launchers
@@ -77,34 +77,29 @@ def run_training(request: Request, display: Display | None = None, stop: StopReq
             return ranks.follow(request.project, stop)
         display, request = display or Display(), resolve_target(request, server)
         if request.run_key is not None:
-            request, run = keyed.continued(request, server, launcher)
-            if run is not None and keyed.is_complete(run):
-                return ranks.end(keyed.complete(server, run, launcher, display))
+            request, run = continued(request, server, launcher)
+            if run is not None and is_complete(run):
+                return ranks.end(complete(server, run, launcher, display))
         return ranks.end(_Session(request, display, stop, server, launcher, ranks).run())
 
 
+@dataclass
 class _Session:
     """One attempt: first every check, then run and training."""
 
-    def __init__(
-        self,
-        request: Request,
-        display: Display,
-        stop: StopRequest,
-        server: TrackingClient,
-        launcher: Launcher | None,
-        ranks: Alone,
-    ) -> None:
-        self._request = request
-        self._display = display
-        self._stop = stop
-        self._server = server
-        self._ranks = ranks
-        self._wanted = WantedRun(request, server, launcher)
-        self._preparation = Preparation(request, server, stop, ranks)
-        self._manager: CheckpointManager | None = None
-        self._began = False
-        stop.on_usr1 = self._preparation.config.on_usr1
+    request: Request
+    display: Display
+    stop: StopRequest
+    server: TrackingClient
+    launcher: Launcher | None
+    ranks: Alone
+    manager: CheckpointManager | None = None
+    began: bool = False
+
+    def __post_init__(self) -> None:
+        self._wanted = WantedRun(self.request, self.server, self.launcher)
+        self._preparation = Preparation(self.request, self.server, self.stop, self.ranks)
+        self.stop.on_usr1 = self._preparation.config.on_usr1
 
     def run(self) -> Outcome:
         with closing(self._preparation):
@@ -114,37 +109,37 @@ class _Session:
         try:
             known = self._wanted.known(self._preparation.config.experiment)
             if known is not None:
-                self._display.resuming(known.info.run_id)
-            refuse_unusable(self._preparation.config, self._server)
+                self.display.resuming(known.info.run_id)
+            refuse_unusable(self._preparation.config, self.server)
             warn_without_effect(self._preparation.config)
             prepared = self._preparation.prepare(known)
         except KeyboardInterrupt:
-            if self._request.resume_run is None:
+            if self.request.resume_run is None:
                 raise
             with suppress(MltrainError):
-                close_if_dead(self._server, self._request.resume_run)  # no process holds it
-            return self._stopped_early(self._request.resume_run)
+                close_if_dead(self.server, self.request.resume_run)  # no process holds it
+            return self._stopped_early(self.request.resume_run)
         run = self._wanted.open(self._preparation.project.name, prepared.config)
         try:
             return self._trained(run, prepared)
         except KeyboardInterrupt:
-            run.close("KILLED", f"stopped by {self._stop.reason} before the first step", grace_seconds())
+            run.close("KILLED", f"stopped by {self.stop.reason} before the first step", grace_seconds())
             return self._stopped_early(run.id)
         except BaseException as error:
             self._failed(run, error)
             raise
 
     def _stopped_early(self, run_id: str) -> Outcome:
-        return Outcome(run_id, self._stop.exit_code, "stopped before the first step")
+        return Outcome(run_id, self.stop.exit_code, "stopped before the first step")
 
     def _failed(self, run: TrackedRun, error: BaseException) -> None:
         """Finish the pending checkpoint, and close the failed run."""
         deadline = time.monotonic() + grace_seconds()
-        if self._manager is not None:
-            self._manager.wait(grace_seconds())
-            self._manager.abandon()
+        if self.manager is not None:
+            self.manager.wait(grace_seconds())
+            self.manager.abandon()
         # A resume that failed before training keeps the earlier status.
-        status = "FAILED" if self._began else run.ending.opened.earlier or "FAILED"
+        status = "FAILED" if self.began else run.ending.opened.earlier or "FAILED"
         why = f"{type(error).__name__}: {error}"[:500]
         run.close(status, why, max(1.0, deadline - time.monotonic()))
         if not isinstance(error, MltrainError):
@@ -156,7 +151,7 @@ class _Session:
     def _trained(self, run: TrackedRun, prepared: Prepared) -> Outcome:
         """Record the training, train, and close the run."""
         config = prepared.config
-        manager = self._manager = CheckpointManager(
+        manager = self.manager = CheckpointManager(
             run,
             policy=policy_of(config, prepared.trainer.task.policy),
             metric=config.best_metric,
@@ -165,31 +160,31 @@ class _Session:
         )
         if config.model_save_path is not None or config.checkpoint_path is not None:
             manager.when_committed(Export(config, self._preparation.project.name))
-        beginning = Beginning(self._request, run, manager, self._preparation, self._ranks)
-        beginning.announce(prepared, self._display)
+        beginning = Beginning(self.request, run, manager, self._preparation, self.ranks)
+        beginning.announce(prepared, self.display)
         if not self._preparation.origins.is_current(prepared.origin, manager):
             # Another process has saved or pruned in the meantime.
-            prepared = self._preparation.prepare(self._server.run(run.id))
+            prepared = self._preparation.prepare(self.server.run(run.id))
         beginning.record(prepared)
         Rng().load_state_dict(prepared.random_numbers)  # opening the run may have drawn random numbers
         beginning.save_origin(prepared)
         self._loop(prepared)
         project = self._preparation.project.name
-        outcome = Ending(run, manager, prepared, self._stop, self._display, project).outcome()
+        outcome = Ending(run, manager, prepared, self.stop, self.display, project).outcome()
         if config.logged_models != "none" and outcome.exit_code == 0 and outcome.delivered:
             with suppress(KeyboardInterrupt):  # the run is already closed
-                log_models(self._server, run.id, prepared.trainer.task, project, config.logged_models)
+                log_models(self.server, run.id, prepared.trainer.task, project, config.logged_models)
         return outcome
 
     def _loop(self, prepared: Prepared) -> None:
         trainer = prepared.trainer
         first_step = trainer.progress.step
-        self._ranks.begin()
-        self._began = True
-        self._display.began(trainer, str(prepared.origin))
-        self._stop.finish_steps()
+        self.ranks.begin()
+        self.began = True
+        self.display.began(trainer, str(prepared.origin))
+        self.stop.finish_steps()
         for _ in trainer.steps():
-            self._display.stepped(trainer)
+            self.display.stepped(trainer)
             self._preparation.look()
-        if self._stop.requested and trainer.progress.step == first_step and not trainer.done:
+        if self.stop.requested and trainer.progress.step == first_step and not trainer.done:
             raise KeyboardInterrupt
