@@ -21,7 +21,6 @@ import psutil
 from mltrain.errors import RunNotFound
 from mltrain.ownership import liveness
 from mltrain.ownership.attempts import OUTCOME_OF, conclude
-from mltrain.ownership.liveness import is_running
 from mltrain.tracking.client import TrackingClient, connect
 from mltrain.tracking.tags import HOLDER_TAG, LAUNCHER_OF_TAG, LAUNCHER_TAG, MLFLOW_PARENT
 
@@ -43,10 +42,6 @@ class Launcher:
 
     run_id: str
     pid: int | None
-
-    def alive(self) -> bool:
-        """Whether the launching process still runs."""
-        return self.pid is not None and is_running(self.pid)
 
 
 def detect(environment: MutableMapping[str, str]) -> Launcher | None:
@@ -141,7 +136,7 @@ def main(arguments: list[str]) -> None:
     """
     pid, run_id, action, ordinal = int(arguments[0]), arguments[1], arguments[2], int(arguments[3])
     server = connect(retry_seconds=120.0)  # before the wait, because it is slow
-    while is_running(pid):
+    while liveness.is_running(pid):
         time.sleep(0.05)
     if action == "delete":
         if HOLDER_TAG not in server.run(run_id).data.tags:  # otherwise a training has adopted it
