@@ -1,4 +1,7 @@
-"""Finds the run of a training, also by its run key, and opens it."""
+"""Finds the run of a training, and opens it.
+
+A run key finds a run that an earlier start of the same command has created.
+"""
 
 import logging
 import os

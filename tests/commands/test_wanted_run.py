@@ -1,4 +1,4 @@
-"""The run that a training wants is found without a change, also by its run key, and opened as the request says."""
+"""The wanted run is found unchanged, and opened as requested."""
 
 import logging
 import re
