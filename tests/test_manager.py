@@ -1,5 +1,6 @@
 """The public face of checkpoints, in a handwritten loop."""
 
+import errno
 import logging
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from mltrain.checkpoint.manifest import Manifest, Point
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.errors import StorageError, UnsupportedValue, UsageError
 from mltrain.manager import CheckpointManager
+from tests.support.disks import refuse
 from tests.support.equality import identical
 from tests.support.runs import FolderRun, state_at, train
 
@@ -236,9 +238,6 @@ def test_what_was_just_saved_is_what_is_loaded(run: FolderRun) -> None:
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     local: FolderRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_only(descriptor: int) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("os.fsync", read_only)
+    refuse(monkeypatch, "fsync", errno.EROFS)
     with pytest.raises(StorageError, match="Mount it writable"):
         local.manager()

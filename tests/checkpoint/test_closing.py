@@ -1,5 +1,6 @@
 """The end of a manager: what was saved is waited for, and the status of the run says what became of it."""
 
+import errno
 import os
 import re
 import subprocess
@@ -15,16 +16,14 @@ from mltrain.checkpoint.committer import Committer
 from mltrain.errors import StorageError, UsageError
 from tests.support import places
 from tests.support.benches import Bench
+from tests.support.disks import refuse
 from tests.support.runs import FolderRun, state_at
 
 
 def test_a_disk_that_takes_nothing_is_reported_at_the_end(local: FolderRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
     manager = local.manager()
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+        refuse(patch, "fsync", errno.ENOSPC)
         manager.save(state_at(1))
         manager.committer.make_way()
     with pytest.raises(StorageError, match="Free some space"):

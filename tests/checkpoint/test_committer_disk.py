@@ -11,20 +11,13 @@ from mltrain.checkpoint.codec import encode
 from mltrain.checkpoint.manifest import Manifest, Point
 from mltrain.checkpoint.store import CheckpointStore
 from tests.support.benches import Bench, Gate, steps
+from tests.support.disks import refuse
 from tests.support.places import behind
 from tests.support.runs import RUN_ID, FolderRun, manifest_of, snapshot_of, state_at
 
 
 def test_a_disk_that_fails_once_is_tried_again(here: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsync, failed = os.fsync, []
-
-    def once(descriptor: int) -> None:
-        if not failed:
-            failed.append(True)
-            raise OSError(errno.EIO, "Input/output error")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", once)
+    failed = refuse(monkeypatch, "fsync", errno.EIO, once=True)
     here.save(1)
     assert here.settled()
     assert failed
@@ -36,12 +29,8 @@ def test_a_full_disk_does_not_end_the_training_and_is_kept_as_the_reason(
 ) -> None:
     here.save(1)
     assert here.settled()
-
-    def full(descriptor: int, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        refuse(patch, "write", errno.ENOSPC)
         here.save(2)
         here.settled()
         assert here.committer.idle

@@ -1,5 +1,6 @@
 """Drafts hold progress, line and expected metrics of a save."""
 
+import errno
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from mltrain.checkpoint.policies import parse
 from mltrain.errors import UsageError
+from tests.support.disks import refuse
 from tests.support.runs import FolderRun, epochs, saved, state_at, train, without_staging
 
 
@@ -162,13 +164,10 @@ def test_a_step_that_lies_before_saved_ones_begins_a_new_attempt_as_well(run: Fo
 def test_a_step_that_could_not_be_kept_is_saved_when_it_is_saved_again(
     local: FolderRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
     with local.manager() as manager:
         train(manager, 1, 1)
         with monkeypatch.context() as patch:
-            patch.setattr("os.fsync", full)
+            refuse(patch, "fsync", errno.ENOSPC)
             manager.save_epoch_checkpoint(state_at(2), 2)
             manager.committer.make_way()
         assert manager.failure is not None

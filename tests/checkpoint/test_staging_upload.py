@@ -1,7 +1,6 @@
 """A checkpoint is uploaded while it is staged; whatever becomes of that, the store gets what was hashed, the manifest last."""
 
 import errno
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from mltrain.errors import StorageError
 from mltrain.store.artifacts import Send
 from mltrain.store.remote import RemoteArtifacts
 from tests.support.benches import Bench, steps
+from tests.support.disks import refuse
 from tests.support.equality import identical
 from tests.support.places import FolderFiles, Place
 from tests.support.runs import FolderRun, state_at
@@ -133,12 +133,8 @@ def test_a_checkpoint_that_the_disk_refuses_is_not_committed_from_memory(
     taking: tuple[Bench, Taking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, _ = taking
-
-    def full(descriptor: int, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        refuse(patch, "write", errno.ENOSPC)
         bench.save(1)
         bench.settled()
         assert bench.committer.idle
@@ -153,15 +149,7 @@ def test_a_checkpoint_that_is_staged_at_the_second_try_is_committed(
     taking: tuple[Bench, Taking], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, _ = taking
-    fsync, failed = os.fsync, []
-
-    def once(descriptor: int) -> None:
-        if not failed:
-            failed.append(True)
-            raise OSError(errno.EIO, "Input/output error")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", once)
+    failed = refuse(monkeypatch, "fsync", errno.EIO, once=True)
     bench.save(1)
     assert bench.settled()
     assert failed

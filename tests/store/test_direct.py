@@ -11,6 +11,7 @@ import pytest
 
 from mltrain.store import direct
 from mltrain.store.durable import write_file
+from tests.support.disks import refuse
 
 BLOCK = 2**16
 PLACES = ["the filesystem goes past its cache", "it allows no direct writes", "it allows them, and then refuses each"]
@@ -46,17 +47,6 @@ def refuse_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "fcntl", refused)
 
 
-def refuse_writes(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    write = os.write
-
-    def refused(descriptor: int, content: Any) -> int:
-        if is_direct(descriptor):
-            raise OSError(code, os.strerror(code))
-        return write(descriptor, content)
-
-    monkeypatch.setattr(os, "write", refused)
-
-
 def allows_direct(folder: Path) -> bool:
     with (folder / "probe").open("wb") as probe:
         return direct._switch(probe.fileno(), direct=True)
@@ -89,7 +79,7 @@ def test_a_file_holds_all_bytes_in_order_and_their_digest(
     if place == PLACES[1]:
         refuse_flag(monkeypatch)
     if place == PLACES[2]:
-        refuse_writes(monkeypatch, errno.EINVAL)
+        refuse(monkeypatch, "write", errno.EINVAL, is_direct)
     content = b"".join(pieces(size))
     assert write(tmp_path / "file", pieces(size)) == (size, hashlib.sha256(content).hexdigest())
     assert (tmp_path / "file").read_bytes() == content
@@ -108,7 +98,7 @@ def test_only_a_file_that_is_not_read_soon_goes_past_the_cache(
 
 
 def test_a_disk_that_is_full_is_an_error_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_writes(monkeypatch, errno.ENOSPC)
+    refuse(monkeypatch, "write", errno.ENOSPC, is_direct)
     if not allows_direct(tmp_path):
         pytest.skip("this filesystem has no direct writes")
     with pytest.raises(OSError, match="No space left"):

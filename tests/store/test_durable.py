@@ -13,7 +13,7 @@ import pytest
 from mltrain.checkpoint.staging import Spool
 from mltrain.errors import StorageError
 from mltrain.store.durable import probe, replace_file, write_file
-from tests.support.disks import ID, Disk, is_complete, name_of, stage
+from tests.support.disks import ID, Disk, is_complete, name_of, refuse, stage
 
 
 def test_a_disk_that_takes_few_bytes_at_a_time_gets_all_of_them(
@@ -49,14 +49,7 @@ def test_a_copy_that_fails_leaves_nothing_on_the_other_filesystem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(monkeypatch, tmp_path / "store")
-    fsync = os.fsync
-
-    def fails_there(descriptor: int) -> None:
-        if name_of(descriptor, tmp_path / "store"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fails_there)
+    refuse(monkeypatch, "fsync", errno.ENOSPC, lambda file: bool(name_of(file, tmp_path / "store")))
     with pytest.raises(StorageError, match="Free some space"):
         stage(Spool(tmp_path / "spool"), tmp_path / "store" / ID.name)
     assert list((tmp_path / "store").iterdir()) == []
@@ -143,15 +136,7 @@ def test_a_name_whose_flush_failed_is_given_back_so_that_all_is_written_anew(
 ) -> None:
     spool, store = Spool(tmp_path / "spool"), tmp_path / target
     store.mkdir(exist_ok=True)
-    fsync, failed = os.fsync, []
-
-    def fails_once(descriptor: int) -> None:
-        if name_of(descriptor, tmp_path) == target and not failed:
-            failed.append(True)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fails_once)
+    failed = refuse(monkeypatch, "fsync", errno.EIO, lambda file: name_of(file, tmp_path) == target, once=True)
     with pytest.raises(StorageError, match="Input/output error"):
         stage(spool, store / ID.name)
     assert failed

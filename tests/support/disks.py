@@ -71,3 +71,24 @@ def is_complete(folder: Path) -> bool:
 def name_of(descriptor: int, below: Path) -> str:
     """Return the name of an open file below a folder."""
     return next((path.name for path in below.rglob("*") if os.path.samestat(os.fstat(descriptor), path.stat())), "")
+
+
+def refuse(
+    patch: pytest.MonkeyPatch,
+    call: str,
+    error: int,
+    only: Callable[[int], bool] = lambda descriptor: True,
+    *,
+    once: bool = False,
+) -> list[int]:
+    """Let a function of ``os`` fail for some descriptors; return those of the calls that failed."""
+    real, failed = getattr(os, call), list[int]()
+
+    def refused(descriptor: int, *content: Any) -> Any:
+        if only(descriptor) and not (once and failed):
+            failed.append(descriptor)
+            raise OSError(error, os.strerror(error))
+        return real(descriptor, *content)
+
+    patch.setattr(os, call, refused)
+    return failed
