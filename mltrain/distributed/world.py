@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from mltrain.checkpoint.flat_tensors import as_bytes
 from mltrain.checkpoint.pytree import flatten, unflatten
-from mltrain.distributed.joining import did_not_connect, joined
-from mltrain.distributed.timeouts import peer_seconds
+from mltrain.distributed.joining import did_not_connect, joined, peer_seconds
 from mltrain.errors import MltrainError, PeerLost, UsageError
 from mltrain.redaction import first_line
 
