@@ -164,7 +164,7 @@ def origin_of(file: Path) -> FileOrigin | None:
     return FileOrigin(manifest.run_id, manifest.name, project if isinstance(project, str) else None, complete=True)
 
 
-def members(file: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, bytearray]:
+def members(file: Path, wanted: Callable[[str], bool]) -> dict[str, bytearray]:
     """Return a checkpoint's wanted files, each verified.
 
     Raises the same errors as :func:`read`.
