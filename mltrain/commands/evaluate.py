@@ -25,7 +25,7 @@ from mltrain.run.stage_outputs import fetched_inputs
 from mltrain.steps import HasParts
 from mltrain.store.folders import refuse_unwritable
 from mltrain.task import Task, prepare_step
-from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.client import connect
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def rebuilt(
         if task.evaluate is None and (task.report is None or to is None):
             raise UsageError(f"The project {found.name!r} has no evaluate() to call.")
 
-    return rebuild(connect(), run_id, checkpoint, overrides, project, measurable, arrived)
+    return rebuild(run_id, checkpoint, overrides, project, measurable, arrived)
 
 
 def measured(rebuilt: Rebuilt, to: Path | None) -> Evaluation:
@@ -121,7 +121,6 @@ def measured(rebuilt: Rebuilt, to: Path | None) -> Evaluation:
 
 
 def rebuild(
-    server: TrackingClient,
     run_id: str,
     checkpoint: str,
     overrides: Mapping[str, Any] | None,
@@ -132,7 +131,6 @@ def rebuild(
     """Rebuild a run's task with a checkpoint's configuration and weights.
 
     Args:
-        server: the tracking server.
         run_id: the run's id.
         checkpoint: ``best``, ``latest``, ``epoch:N``, ``step:N`` or a name.
         overrides: keys of the configuration.
@@ -140,6 +138,7 @@ def rebuild(
         refuse: raises an error if the caller cannot use the task; called before any weights are downloaded.
         arrived: called with each piece of the checkpoint's files. If ``None``, nothing is.
     """
+    server = connect()
     checkpoints = open_checkpoints(run_id, server)
     if arrived is not None:
         checkpoints.store.watch(arrived)

@@ -42,7 +42,7 @@ def registrable(run_id: str, checkpoint: str) -> Rebuilt:
         UsageError: the project has no predictor; raised before anything is downloaded.
         NoCheckpoint, StateMismatch, DataError: the model cannot be built.
     """
-    return rebuild(connect(), run_id, checkpoint, None, None, _refuse_without_predictor)
+    return rebuild(run_id, checkpoint, None, None, _refuse_without_predictor)
 
 
 def registered(rebuilt: Rebuilt, name: str, alias: str | None) -> Registered:
