@@ -5,18 +5,17 @@ branched off are not sent, and counted as dropped.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, now
-from mltrain.checkpoint.publishing import PartsMissing, publish
 from mltrain.checkpoint.reader import CheckpointReader
 from mltrain.checkpoint.retention import Context
-from mltrain.checkpoint.staging import Spool
 from mltrain.checkpoint.store import CheckpointStore
+from mltrain.delivery.backlog import has_backlog, publish_backlog
 from mltrain.delivery.creation import RunCreation, recorded_spec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
@@ -25,7 +24,7 @@ from mltrain.ownership.attempts import STATUS_OF, Attempt, conclude, forget_only
 from mltrain.ownership.host_lock import lock_file
 from mltrain.ownership.run_folder import address_of, may_be, stores
 from mltrain.redaction import redacted_uri
-from mltrain.store.artifacts import Artifacts, DeferredArtifacts
+from mltrain.store.artifacts import Artifacts
 from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.run_artifacts import COMMITTED, artifacts_of
 from mltrain.tracking.tags import (
@@ -37,60 +36,6 @@ from mltrain.tracking.tags import (
     best_tags,
     meaning_of_best,
 )
-
-
-@dataclass(frozen=True)
-class Uploaded:
-    """The result of uploading staged checkpoints.
-
-    Attributes:
-        uploaded: names of the committed ones.
-        dropped: number of those that a later attempt replaces.
-        waiting: which files the newest checkpoint still needs from other machines. Empty if it is complete.
-    """
-
-    uploaded: tuple[str, ...] = ()
-    dropped: int = 0
-    waiting: str = ""
-
-
-def has_backlog(home: Path) -> bool:
-    """Whether a run's folder has a complete staged checkpoint."""
-    staging = home / "staging"
-    return staging.is_dir() and bool(Spool(staging).complete())
-
-
-def publish_backlog(run_id: str, home: Path, artifacts: Artifacts, ends: Mapping[int, int]) -> Uploaded:
-    """Upload staged checkpoints newer than the newest commit.
-
-    Args:
-        run_id: of the run.
-        home: folder of the run on this host.
-        artifacts: of the run.
-        ends: for every attempt before the last, the step at which the next one branched off.
-
-    Raises:
-        StorageError: the artifact store fails.
-    """
-    if not has_backlog(home):
-        return Uploaded()
-    store = CheckpointStore(run_id, DeferredArtifacts(artifacts), Spool(home / "staging"), formerly=home.name)
-    newest = max((manifest.id.order for manifest in store.manifests()), default=(0, 0))
-    uploaded, dropped, waiting = [], 0, ""
-    for manifest in store.staged():
-        if manifest.step > ends.get(manifest.id.attempt, manifest.step):
-            dropped += 1
-            store.discard_staged(manifest.id)
-        elif manifest.id.order > newest:
-            try:
-                publish(store, manifest)
-            except PartsMissing as error:
-                waiting = str(error)
-            else:
-                uploaded.append(manifest.name)
-                waiting = ""
-    return Uploaded(tuple(uploaded), dropped, waiting)
-
 
 log = logging.getLogger(__name__)
 

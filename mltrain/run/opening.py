@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mltrain.delivery.backlog import publish_backlog
 from mltrain.delivery.creation import RunCreation, RunSpec
-from mltrain.delivery.sync import publish_backlog
 from mltrain.errors import MltrainError, UsageError
 from mltrain.ownership import launcher as launchers
 from mltrain.ownership.attempts import (
