@@ -12,7 +12,7 @@ from pathlib import Path
 import filelock
 
 from mltrain.checkpoint.manifest import CheckpointId, now
-from mltrain.checkpoint.reader import CheckpointReader
+from mltrain.checkpoint.reader import CheckpointReader, matching
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import CheckpointStore
 from mltrain.delivery.backlog import has_backlog, publish_backlog
@@ -157,7 +157,7 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
         before = journal.unsent()
         drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
         left = publish_backlog(run_id, home, artifacts, ends)
-        if left.uploaded:
+        if has_backlog(home):  # perhaps uploaded by a process that ended before it announced it
             _announce(server, run_id, artifacts)
         if drained:
             _settle(server, run_id, artifacts, attempt)
@@ -187,12 +187,16 @@ def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
 
 def _announce(server: TrackingClient, run_id: str, artifacts: Artifacts) -> None:
     """Record newest and best checkpoint, as commits do in training."""
-    metric, mode = meaning_of_best(server.run(run_id))
-    reader = CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), {}, metric, mode))
-    for found in reader.matching("latest")[:1]:
-        server.set_tag(run_id, LATEST_TAG, found.name)
-    for found in reader.matching("best")[:1]:
-        server.set_tags(run_id, best_tags(found))
+    run = server.run(run_id)  # before the checkpoints: another machine may commit and announce a newer one meanwhile
+    reader = CheckpointReader(CheckpointStore(run_id, artifacts), Context(now(), {}, *meaning_of_best(run)))
+    committed, context = reader.all(), reader.notes.context
+    tags: dict[str, str] = {}
+    for found in matching(committed, "best", context)[:1]:
+        tags |= best_tags(found)
+    for found in matching(committed, "latest", context)[:1]:
+        tags[LATEST_TAG] = found.name
+    if any(run.data.tags.get(key) != value for key, value in tags.items()):
+        server.set_tags(run_id, tags)
 
 
 def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: int) -> None:

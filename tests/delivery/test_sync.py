@@ -192,8 +192,9 @@ def test_a_newest_checkpoint_that_only_this_machine_has_is_sent_and_then_the_run
     assert not [key for key in after.data.tags if "only_local" in key or "when_sent" in key]
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["this sync uploads them", "a killed sync uploaded them"])
 def test_the_newest_and_the_best_checkpoint_are_recorded_once_they_are_sent(
-    store: Path, monkeypatch: pytest.MonkeyPatch
+    before: bool, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoints of an outage: complete on this machine, and no tag tells of them."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
@@ -207,10 +208,12 @@ def test_the_newest_and_the_best_checkpoint_are_recorded_once_they_are_sent(
     for step in (2, 3):
         name = f"step-{step:09d}-a01"
         (home_of(server, run_id) / "staging").mkdir(exist_ok=True)
-        (root / "checkpoints" / name).rename(home_of(server, run_id) / "staging" / name)
+        made, staged = root / "checkpoints" / name, home_of(server, run_id) / "staging" / name
+        shutil.copytree(made, staged) if before else made.rename(staged)
     for key in ("mltrain.latest", "mltrain.best"):
         server.client.set_tag(run_id, key, "step-000000001-a01")
-    assert [synced.uploaded for synced in sync(server)] == [("step-000000002-a01", "step-000000003-a01")]
+    uploaded = () if before else ("step-000000002-a01", "step-000000003-a01")
+    assert [synced.uploaded for synced in sync(server)] == [uploaded]
     tags = server.run(run_id).data.tags
     assert (tags["mltrain.latest"], tags["mltrain.best"]) == ("step-000000003-a01", "step-000000002-a01")
 
