@@ -6,6 +6,7 @@ branched off are not sent, and counted as dropped.
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,9 @@ from mltrain.tracking.tags import (
 )
 
 log = logging.getLogger(__name__)
+
+_UNSETTLED = "unsettled"
+"""File in a run's folder from the delivery of its records until its status is set."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
         journal.unpark()
         run_id = home.name if spec is None or spec.run_id is None else spec.run_id
         before = journal.unsent()
-        if not before and not has_backlog(home):
+        if not before and not has_backlog(home) and not (home / _UNSETTLED).exists():
             return Synced(run_id, said=harm, failed=bool(harm))
         uncreated = spec is not None and spec.run_id is None
         if address is not None and (uncreated or not _is_at(server, run_id, address)):
@@ -154,13 +158,16 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
         ends = _ends(attempts)
         dropped = journal.drop_beyond(ends)
         # The records first: a checkpoint cannot be used without the run's configuration, which is among them.
-        before = journal.unsent()
+        if before := journal.unsent():
+            with suppress(OSError):  # the disk is full, which must not keep the records here
+                (home / _UNSETTLED).touch()
         drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
         left = publish_backlog(run_id, home, artifacts, ends)
         if has_backlog(home):  # perhaps uploaded by a process that ended before it announced it
             _announce(server, run_id, artifacts)
         if drained:
             _settle(server, run_id, artifacts, attempt)
+            (home / _UNSETTLED).unlink(missing_ok=True)
         waiting, refused = journal.unsent(), journal.parked()
         sent = before - waiting - refused
         said = "; ".join(filter(None, (harm, left.waiting)))

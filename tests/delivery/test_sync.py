@@ -12,6 +12,7 @@ from mltrain import CheckpointManager
 from mltrain.delivery.creation import RunSpec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sync import Synced, sync
+from mltrain.errors import TrackingError
 from mltrain.ownership.run_folder import home_of, known_home, remember_home
 from mltrain.run.tracked import TrackedRun
 from mltrain.tracking.client import TrackingClient
@@ -234,4 +235,26 @@ def test_nothing_is_written_twice(store: Path) -> None:
     server = at(store)
     run_id = left_behind(server, 1, 2)
     assert [synced.sent for synced in sync(server)] == [2]
+    assert list(sync(server)) == [Synced(run_id)]
+
+
+def test_a_status_that_the_server_did_not_take_is_set_by_the_next_sync(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = at(store)
+    run_id = left_behind(server, 1)
+    journal = Journal(home_of(server, run_id) / "journal.sqlite", 1)
+    for key in ("mltrain.status", "mltrain.ended.1"):
+        journal.log_item("tag", key, "finished")
+    journal.close()
+
+    def refuse(*_: object) -> None:
+        raise TrackingError("made to fail")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackingClient, "set_terminated", refuse)
+        assert [synced.failed for synced in sync(server)] == [True]
+    assert server.run(run_id).info.status == "RUNNING"
+    assert [synced.failed for synced in sync(server)] == [False]
+    assert server.run(run_id).info.status == "FINISHED"
     assert list(sync(server)) == [Synced(run_id)]
