@@ -5,9 +5,9 @@ branched off are not sent, and counted as dropped.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
@@ -16,11 +16,11 @@ from mltrain.checkpoint.manifest import CheckpointId, now
 from mltrain.checkpoint.reader import CheckpointReader, matching
 from mltrain.checkpoint.retention import Context
 from mltrain.checkpoint.store import CheckpointStore
-from mltrain.delivery.backlog import has_backlog, publish_backlog
+from mltrain.delivery.backlog import newest_staged, publish_backlog
 from mltrain.delivery.creation import RunCreation, recorded_spec
 from mltrain.delivery.journal import Journal
 from mltrain.delivery.sender import Sender
-from mltrain.errors import MltrainError, RunNotFound
+from mltrain.errors import MltrainError, RunNotFound, StorageError, counted
 from mltrain.ownership.attempts import STATUS_OF, Attempt, conclude, forget_only_local, last_attempt, recorded_attempts
 from mltrain.ownership.host_lock import lock_file
 from mltrain.ownership.run_folder import address_of, may_be, stores
@@ -55,7 +55,7 @@ class Synced:
         dropped: number of points, pictures and checkpoints that a later attempt replaces.
         left: number of records still to be sent.
         refused: number of records that the server refuses permanently.
-        said: why nothing was sent, or what is wrong with the run's folder on this host.
+        said: why something was not sent, or what is wrong with the run's folder on this host.
         failed: whether sending failed.
         address: of the tracking store that the backlog is for, if that is not the server in use.
     """
@@ -123,8 +123,6 @@ def _sync_folder(server: TrackingClient, home: Path, seconds: float, address: st
                     yield synced
     except filelock.Timeout:
         yield Synced(home.name, said="the run is training and sends its backlog by itself")
-    except RunNotFound as error:
-        yield Synced(home.name, said=str(error))
     except (MltrainError, OSError) as error:
         yield Synced(home.name, said=str(error), failed=True)
     except Exception as error:
@@ -139,43 +137,77 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
         spec = recorded_spec(home)
         journal.unpark()
         run_id = home.name if spec is None or spec.run_id is None else spec.run_id
-        before = journal.unsent()
-        if not before and not has_backlog(home) and not (home / _UNSETTLED).exists():
+        before, staged = journal.unsent(), newest_staged(home)
+        if not before and staged is None and not (home / _UNSETTLED).exists():
             return Synced(run_id, said=harm, failed=bool(harm))
         uncreated = spec is not None and spec.run_id is None
         if address is not None and (uncreated or not _is_at(server, run_id, address)):
             # The newest checkpoint stays staged after its upload, so it may or may not be part of the backlog.
             said = f"waits for {address}" if before or uncreated else f"has a staged checkpoint that {address} may lack"
             return Synced(run_id, left=before, said=said, address=address)
-        if uncreated and spec is not None:
-            run_id = str(RunCreation(server, spec, tried=True).recorded(home).run_id)
-        run = server.run(run_id)
-        artifacts = artifacts_of(server, run, signs=COMMITTED)
-        last = last_attempt(run.data.params)
-        recorded = recorded_attempts(artifacts, last) if last > 1 else [Attempt(1)]  # points need no artifact store
-        attempts = [one for one in recorded if not one.withdrawn]
-        attempt = attempts[-1].ordinal if attempts else 0
-        ends = _ends(attempts)
-        dropped = journal.drop_beyond(ends)
-        # The records first: a checkpoint cannot be used without the run's configuration, which is among them.
-        if before := journal.unsent():
-            with suppress(OSError):  # the disk is full, which must not keep the records here
-                (home / _UNSETTLED).touch()
-        drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
-        left = publish_backlog(run_id, home, artifacts, ends)
-        if has_backlog(home):  # perhaps uploaded by a process that ended before it announced it
+        try:
+            if uncreated and spec is not None:
+                run_id = str(RunCreation(server, spec, tried=True).recorded(home).run_id)
+            synced = _send(server, run_id, home, journal, seconds)
+        except RunNotFound as error:
+            synced = _without_run(server, run_id, home, journal, error)
+        except (MltrainError, OSError) as error:
+            synced = Synced(run_id, left=journal.unsent(), said=str(error), failed=True)
+        return replace(synced, said="; ".join(filter(None, (harm, synced.said))), failed=synced.failed or bool(harm))
+    finally:
+        journal.close()
+
+
+def _send(server: TrackingClient, run_id: str, home: Path, journal: Journal, seconds: float) -> Synced:
+    """Send records and checkpoints, then set tags and status."""
+    run = server.run(run_id)
+    artifacts = artifacts_of(server, run, signs=COMMITTED)
+    last = last_attempt(run.data.params)
+    recorded = recorded_attempts(artifacts, last) if last > 1 else [Attempt(1)]  # points need no artifact store
+    attempts = [one for one in recorded if not one.withdrawn]
+    attempt = attempts[-1].ordinal if attempts else 0
+    ends = _ends(attempts)
+    dropped = journal.drop_beyond(ends)
+    if before := journal.unsent():
+        with suppress(OSError):  # the disk is full, which must not keep the records here
+            (home / _UNSETTLED).touch()
+    # The records first: a checkpoint cannot be used without the run's configuration, which is among them.
+    drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
+    found = publish_backlog(run_id, home, artifacts, ends)
+    failure: Exception | None = found.failure
+    try:
+        if newest_staged(home) is not None and failure is None:  # perhaps uploaded by a process that was killed then
             _announce(server, run_id, artifacts)
         if drained:
             _settle(server, run_id, artifacts, attempt)
             (home / _UNSETTLED).unlink(missing_ok=True)
-        waiting, refused = journal.unsent(), journal.parked()
-        sent = before - waiting - refused
-        said = "; ".join(filter(None, (harm, left.waiting)))
-        return Synced(
-            run_id, sent, left.uploaded, dropped + left.dropped, waiting, refused, said=said, failed=bool(harm)
-        )
-    finally:
-        journal.close()
+    except (MltrainError, OSError) as error:
+        failure = failure or error
+    left, refused = journal.unsent(), journal.parked()
+    said = found.waiting if failure is None else str(failure)
+    dropped += found.dropped
+    return Synced(run_id, before - left - refused, found.uploaded, dropped, left, refused, said, failure is not None)
+
+
+def _without_run(server: TrackingClient, run_id: str, home: Path, journal: Journal, error: RunNotFound) -> Synced:
+    """Return what waits here for a deleted or missing run."""
+    tags: Mapping[str, str] | None = None
+    with suppress(RunNotFound):
+        tags = server.get_run(run_id).data.tags
+    left, staged, announced = (
+        journal.unsent(),
+        newest_staged(home),
+        CheckpointId.parse((tags or {}).get(LATEST_TAG, "")),
+    )
+    if staged is not None and announced is not None and announced.order >= staged.order:
+        staged = None  # the store has it
+    waiting = [counted(left, "record")] if left else []
+    waiting += [staged.name] if staged is not None else []
+    if not waiting:
+        return Synced(run_id)
+    # Of a run that is gone with its tags, the newest checkpoint may or may not have been uploaded.
+    failed = bool(left) or tags is not None
+    return Synced(run_id, left=left, said=f"{' and '.join(waiting)} in {home} cannot be sent. {error}", failed=failed)
 
 
 def _is_at(server: TrackingClient, run_id: str, address: str) -> bool:
@@ -215,8 +247,11 @@ def _settle(server: TrackingClient, run_id: str, artifacts: Artifacts, attempt: 
     tags, last = run.data.tags, last_attempt(run.data.params)  # the last may be withdrawn, and later than ``attempt``
     outcome = tags.get(STATUS_TAG, "")
     newest = CheckpointId.parse(tags.get(ONLY_LOCAL_TAG, "").partition(" ")[0])
-    newest = newest if newest is not None and newest.attempt == attempt else None
-    if newest is not None and CheckpointStore(run_id, artifacts).manifest(newest) is not None:
+    stored = False
+    if newest is not None and newest.attempt == attempt:
+        with suppress(StorageError):  # reported by the upload; the run has ended all the same
+            stored = CheckpointStore(run_id, artifacts).manifest(newest) is not None
+    if stored:
         if outcome in STATUS_OF and WHEN_SENT_TAG in tags:
             outcome = tags[WHEN_SENT_TAG]
             server.set_tag(run_id, f"{ENDED_PREFIX}{last}", outcome)

@@ -169,7 +169,9 @@ def _continued(
         launchers.repair(server, run_id, run.info.experiment_id)
         if artifacts.local_root is not None:
             # A run that was created late is staged in its folder, not beside its artifacts.
-            publish_backlog(run_id, home, artifacts, {})
+            failure = publish_backlog(run_id, home, artifacts, {}).failure
+            if failure is not None:
+                raise failure
         forget_endings(server, run_id, run.data.tags)
         opened = TrackedRun(
             server,

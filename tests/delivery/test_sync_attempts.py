@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow.entities import FileInfo
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mltrain import CheckpointManager
 from mltrain.delivery.journal import Journal
@@ -14,14 +12,7 @@ from mltrain.delivery.sync import sync
 from mltrain.ownership.attempts import ATTEMPTS_FILE
 from mltrain.ownership.run_folder import home_of
 from tests.support import places
-from tests.support.backlogs import at, left_behind, steps_of
-
-
-class Away(LocalArtifactRepository):  # type: ignore[misc]
-    """A store that does not answer."""
-
-    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        raise PermissionError("made to fail")
+from tests.support.backlogs import Away, at, left_behind, steps_of
 
 
 def test_points_of_an_earlier_attempt_are_kept_while_the_artifact_store_is_away(

@@ -2,9 +2,19 @@
 
 from pathlib import Path
 
+from mlflow.entities import FileInfo
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
 from mltrain.delivery.journal import Journal
 from mltrain.ownership.run_folder import home_of
 from mltrain.tracking.client import TrackingClient, connect
+
+
+class Away(LocalArtifactRepository):  # type: ignore[misc]
+    """A store that does not answer."""
+
+    def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
+        raise PermissionError("made to fail")
 
 
 def at(file: Path) -> TrackingClient:
