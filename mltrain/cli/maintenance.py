@@ -30,21 +30,25 @@ def sync(
     from mltrain.delivery.sync import sync as run_sync
     from mltrain.tracking.client import connect
 
-    results = list(run_sync(connect(retry_seconds=10.0), address=address))
-    failed = any(r.failed or (not r.address and (r.left or r.refused)) for r in results)
-    if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=1))
-        sys.exit(5 if failed else 0)
-    for result in results:
+    results = []
+    for result in run_sync(connect(retry_seconds=10.0), address=address):
+        results.append(result)
+        if as_json:
+            continue
         if result.sent or result.uploaded or result.dropped or (result.left and not result.address) or result.refused:
             print(
                 f"{result.run_id}: {counted(result.sent, 'record')} sent, "
                 f"{counted(len(result.uploaded), 'checkpoint')} uploaded, "
-                f"{result.dropped} kept here because a later attempt overtook them, {result.left} still waiting, "
-                f"{result.refused} refused by the tracking store"
+                f"{result.dropped} replaced by a later attempt, {result.left} still waiting, "
+                f"{result.refused} refused by the tracking store",
+                flush=True,
             )
         if result.said:
-            print(f"{result.run_id}: {harmless(result.said)}")
+            print(f"{result.run_id}: {harmless(result.said)}", flush=True)
+    failed = any(r.failed or (not r.address and (r.left or r.refused)) for r in results)
+    if as_json:
+        print(json.dumps([asdict(result) for result in results], indent=1))
+        sys.exit(5 if failed else 0)
     for former in sorted({result.address for result in results if result.address}):
         print(
             f"If this tracking store was at {harmless(former)}, send the backlog for it with: mltrain sync --from {former}"

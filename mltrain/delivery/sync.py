@@ -40,6 +40,9 @@ from mltrain.tracking.tags import (
 
 log = logging.getLogger(__name__)
 
+_LOCKED = (
+    "another mltrain process holds the run's folder: a training, which sends its backlog by itself, or mltrain sync"
+)
 _UNSETTLED = "unsettled"
 """File in a run's folder from the delivery of its records until its status is set."""
 
@@ -122,7 +125,7 @@ def _sync_folder(server: TrackingClient, home: Path, seconds: float, address: st
                 if address is None or synced != Synced(synced.run_id):  # not an empty one
                     yield synced
     except filelock.Timeout:
-        yield Synced(home.name, said="the run is training and sends its backlog by itself")
+        yield Synced(home.name, said=_LOCKED)
     except (MltrainError, OSError) as error:
         yield Synced(home.name, said=str(error), failed=True)
     except Exception as error:

@@ -1,9 +1,15 @@
-"""``mltrain import`` and ``mltrain doctor``."""
+"""``mltrain sync``, ``mltrain import`` and ``mltrain doctor``."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from mltrain.cli import app
+from mltrain.delivery.sync import Synced
 from tests.support.workplace import Workplace
 
 
@@ -73,3 +79,18 @@ def test_doctor_finds_a_sound_machine_and_leaves_nothing_behind(workplace: Workp
     assert done.code == 0, done.err
     assert {finding["what"]: finding["state"] for finding in done.json}["artifact store"] == "good"
     assert workplace.mltrain("runs", "--json").json == []
+
+
+def test_a_sync_that_is_interrupted_has_printed_what_it_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[Synced]:
+        yield Synced("0" * 32, sent=3, uploaded=("step-000000002-a02",), dropped=2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mltrain.delivery.sync.sync", interrupted)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    done = CliRunner().invoke(app, ["sync"])
+    assert done.exit_code == 130
+    assert (
+        f"{'0' * 32}: 3 records sent, 1 checkpoint uploaded, 2 replaced by a later attempt, 0 still waiting"
+        in done.output
+    )
