@@ -63,12 +63,9 @@ def one_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
 def database_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "TrackingClient":
     """A tracking store and home of the test's own process."""
     from mltrain.tracking.client import connect
-    from tests.support.database import fresh_database
+    from tests.support.database import use_database
 
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return connect()
+    return connect(use_database(monkeypatch, tmp_path))
 
 
 @pytest.fixture(autouse=True)
@@ -210,9 +207,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 @pytest.fixture
 def uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    from tests.support.database import fresh_database
+    from tests.support.database import use_database
 
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return use_database(monkeypatch, tmp_path)

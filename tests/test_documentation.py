@@ -20,7 +20,7 @@ from typer.main import get_command
 import mltrain
 from mltrain.cli import app
 from mltrain.run.checkpoints import open_checkpoints
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 from tests.support.documentation import (
     CHECKOUT,
     EXECUTED,
@@ -189,9 +189,7 @@ def test_every_python_block_takes_names_that_exist(block: str) -> None:
 def test_the_ten_lines_of_the_guide_for_loops_save_and_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    use_database(monkeypatch, tmp_path)
     lines = blocks(CHECKOUT / "docs" / "loops.md", "python")[0]
     net = torch.nn.Linear(2, 1)
     names = {"net": net, "optimizer": torch.optim.Adam(net.parameters()), "accuracy": 0.5}

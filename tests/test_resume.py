@@ -13,7 +13,7 @@ from mltrain.delivery.journal import Journal
 from mltrain.ownership.attempts import recorded_config
 from mltrain.run.tracked import TrackedRun
 from tests.support import tiny
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
@@ -123,9 +123,7 @@ def test_a_path_in_the_configuration_is_found_from_anywhere(workplace: Workplace
 
 
 def test_who_has_read_the_id_can_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    use_database(monkeypatch, tmp_path)
     recorded = []
 
     class Told(Display):

@@ -6,17 +6,13 @@ import mlflow
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 
 
 @pytest.fixture
 def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A tracking store and home of the test's process; its URI."""
-    database = tmp_path / "mlflow.db"
-    fresh_database(database, tmp_path / "mlruns")
-    uri = f"sqlite:///{database}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    uri = use_database(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     yield uri
     while mlflow.active_run() is not None:

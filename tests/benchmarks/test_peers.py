@@ -10,7 +10,7 @@ import pytest
 from benchmarks import peer_loops, peer_process, peer_stores, peers, timeline
 from benchmarks.limits import FLOOR
 from benchmarks.peer_training import Training, Work
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 
 TINY = Work(layers=1, width=64, rows=1, steps=8, every=2)
 ENGINES = ("Lightning + MLFlowLogger", "Trainer of transformers", "async_save + upload thread")
@@ -22,9 +22,7 @@ class Resumed(Exception):
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "artifacts")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    use_database(monkeypatch, tmp_path, "artifacts")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "artifacts"

@@ -152,8 +152,7 @@ def test_a_foreign_file_that_is_not_finite_makes_no_run(tmp_path: Path) -> None:
     from mltrain.tracking.client import TrackingClient
     from tests.support.database import fresh_database
 
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     server = TrackingClient(uri, MlflowClient(uri))
     file = tmp_path / "theirs.pth"
     torch.save({"model_state_dict": {"layer.weight": with_one(NAN)}, "epoch": 3}, file)

@@ -5,7 +5,7 @@ import pytest
 
 from mltrain.commands.train import run_training
 from mltrain.commands.train_request import Request
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 from tests.support.trainings_of_tiny import TINY
 
 
@@ -13,12 +13,10 @@ from tests.support.trainings_of_tiny import TINY
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A store with one finished run for many attempts."""
     folder = tmp_path_factory.mktemp("refused")
-    fresh_database(folder / "mlflow.db", folder / "mlruns")
     (folder / "data").mkdir()
     (folder / "data" / "file").write_text("one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        patch.setenv("MLTRAIN_HOME", str(folder / "home"))
+        use_database(patch, folder)
         yield folder, run_training(Request(project=TINY, overrides={"epochs": 1, "data": str(folder / "data")})).run_id
 
 

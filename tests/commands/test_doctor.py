@@ -7,15 +7,13 @@ import pytest
 from mltrain import CheckpointManager
 from mltrain.commands.doctor import examine
 from mltrain.tracking.client import connect
-from tests.support.database import fresh_database
+from tests.support.database import fresh_database, use_database
 
 
 def test_a_store_that_was_moved_is_bad_and_its_folder_is_not_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "my runs")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    use_database(monkeypatch, tmp_path, "my runs")
     server = connect(retry_seconds=0.0)
     with CheckpointManager(metric="val/loss") as manager:
         manager.run.set_tag("mltrain.project", "a loop")

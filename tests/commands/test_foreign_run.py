@@ -17,7 +17,7 @@ from mltrain.commands.import_checkpoint import import_run
 from mltrain.errors import DamagedCheckpoint, NoCheckpoint, UsageError
 from mltrain.run.checkpoints import open_checkpoints
 from mltrain.tracking.client import connect
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 from tests.support.equality import identical
 from tests.support.workplace import Workplace
 
@@ -28,11 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A store for all runs of this module."""
     folder = tmp_path_factory.mktemp("store")
-    fresh_database(folder / "mlflow.db", folder / "mlruns")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("MLFLOW_TRACKING_URI", uri)
-        patched.setenv("MLTRAIN_HOME", str(folder / "home"))
+        uri = use_database(patched, folder)
         patched.chdir(folder)
         yield uri
 

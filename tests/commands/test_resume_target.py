@@ -25,7 +25,7 @@ from mltrain.errors import (
 from mltrain.project import Project
 from mltrain.run.checkpoints import open_checkpoints
 from tests.support import tiny
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 from tests.support.equality import identical
 from tests.support.unchanged import Unchanged
 
@@ -37,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
     """A store with a finished run. The folder ``files`` beside its database holds all checkpoints as files."""
     folder = tmp_path_factory.mktemp("files")
     with pytest.MonkeyPatch.context() as patch:
-        use(folder, patch)
+        use_database(patch, folder)
         (folder / "data").mkdir()
         (folder / "data" / "file").write_text("one")
         keys = {"epochs": 4, "max_to_keep": 2, "export": "full", "data": str(folder / "data")}
@@ -45,12 +45,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
             folder,
             run_training(Request(project=TINY, overrides={**keys, "model_save_path": str(folder / "files")})).run_id,
         )
-
-
-def use(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    fresh_database(folder / "mlflow.db", folder / "mlruns")
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    patch.setenv("MLTRAIN_HOME", str(folder / "home"))
 
 
 @pytest.fixture
@@ -64,7 +58,7 @@ def store(undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.fixture
 def another(undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another machine's store without the run; the files were copied."""
-    use(tmp_path, monkeypatch)
+    use_database(monkeypatch, tmp_path)
     shutil.copytree(undisturbed[0] / "files", tmp_path / "files")
     shutil.copytree(undisturbed[0] / "data", tmp_path / "data")
     return tmp_path
@@ -85,7 +79,7 @@ def resume(word: str | Path, **keys: Any) -> str:
 def test_a_file_continues_the_run_that_wrote_it_as_if_nothing_had_been(
     undisturbed: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    use(tmp_path, monkeypatch)
+    use_database(monkeypatch, tmp_path)
     shutil.copytree(undisturbed[0] / "data", tmp_path / "data")
     keys = {"export": "full", "model_save_path": str(tmp_path / "files"), "data": str(tmp_path / "data")}
     run_id = run_training(Request(project=TINY, overrides={"epochs": 2, "max_to_keep": 1, **keys})).run_id

@@ -1,7 +1,6 @@
 import json
 import socket
 from dataclasses import replace
-from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -9,16 +8,9 @@ from mlflow import MlflowClient
 
 from mltrain.commands.ui import pages
 from mltrain.errors import RunNotFound, TrackingError, UsageError
-from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.pages import location
 from mltrain.tracking.tags import STATUS_TAG
-from tests.support.database import fresh_database
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    return connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 @pytest.fixture

@@ -1,21 +1,12 @@
 """``watch`` follows a run through the tracking store."""
 
-from pathlib import Path
-
 import pytest
 from mlflow import MlflowClient
 
 from mltrain.commands.watch import watch
 from mltrain.errors import RunNotFound
 from mltrain.ownership.attempts import holder_tags
-from mltrain.tracking.client import TrackingClient, connect
-from tests.support.database import fresh_database
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    return connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
+from mltrain.tracking.client import TrackingClient
 
 
 def test_a_run_is_followed_until_it_ends(server: TrackingClient) -> None:

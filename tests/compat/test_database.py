@@ -30,8 +30,7 @@ QUERIES = (
 
 @pytest.fixture
 def client(tmp_path: Path) -> MlflowClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns"))
     other = client.create_experiment("other")
     for number in range(12):
         run = client.create_run("0" if number % 3 else other, start_time=1000 + number // 2, run_name=f"run {number}")

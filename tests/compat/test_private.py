@@ -27,8 +27,7 @@ from tests.support.database import fresh_database
 
 @pytest.fixture
 def client(tmp_path: Path) -> MlflowClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return MlflowClient(fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns"))
 
 
 @pytest.fixture

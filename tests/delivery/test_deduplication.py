@@ -19,8 +19,7 @@ from tests.support.database import fresh_database
 
 @pytest.fixture
 def server(tmp_path: Path) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     return TrackingClient(uri, MlflowClient(uri))
 
 

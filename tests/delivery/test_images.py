@@ -175,8 +175,7 @@ def test_mlflow_itself_names_a_picture_like_this(tmp_path: Path) -> None:
 
     from tests.support.database import fresh_database
 
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "artifacts")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(fresh_database(tmp_path / "mlflow.db", tmp_path / "artifacts"))
     run = client.create_run("0")
     client.log_image(run.info.run_id, Image.new("RGB", (3, 2)), key="val/masks", step=5)
     theirs = sorted(file.path.removeprefix("images/") for file in client.list_artifacts(run.info.run_id, "images"))

@@ -26,8 +26,7 @@ from tests.support.waiting import eventually, let_pass
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from tests.support.database import fresh_database
 
 @pytest.mark.faults
 def test_modules_in_the_working_directory_are_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     client = MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
     for name in ("json", "psutil", "mlflow", "mltrain"):

@@ -1,7 +1,6 @@
 """The log of a stage: no line of it is worth a training."""
 
 import logging
-from pathlib import Path
 
 import pytest
 
@@ -9,16 +8,13 @@ from mltrain.commands.result import Display, Outcome
 from mltrain.pipelines.event_log import LoggedStage
 from mltrain.run.opening import create
 from mltrain.run.tracked import TrackedRun
-from mltrain.tracking.client import connect
-from tests.support.database import fresh_database
+from mltrain.tracking.client import TrackingClient
 from tests.support.example_pipelines import TinyPipeline
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackedRun:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return create(connect(f"sqlite:///{tmp_path / 'mlflow.db'}"), None, None, "stage", {})
+def run(server: TrackingClient) -> TrackedRun:
+    return create(server, None, None, "stage", {})
 
 
 def test_a_place_that_takes_no_line_ends_nothing_and_is_reported_once(

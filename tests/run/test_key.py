@@ -1,23 +1,14 @@
 """Of all runs with the same key one holds it."""
 
 import threading
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from mltrain.errors import MltrainError, RunHeld, UsageError
 from mltrain.run.key import confirm, find, refuse_unusable_key
-from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.tags import RUN_KEY_TAG
-from tests.support.database import fresh_database
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    return connect()
 
 
 @pytest.fixture

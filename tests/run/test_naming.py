@@ -20,7 +20,7 @@ from mltrain.run.naming import experiment_for, full_id, recorded_id, renamed, ru
 from mltrain.tracking.client import connect
 from mltrain.tracking.tags import REQUEST_ID_TAG
 from tests.support import tiny
-from tests.support.database import fresh_database, many
+from tests.support.database import many, use_database
 
 
 @pytest.fixture
@@ -109,9 +109,7 @@ TINY = Path(tiny.__file__)
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
+    use_database(monkeypatch, tmp_path)
     return tmp_path
 
 

@@ -7,15 +7,12 @@ import pytest
 from mlflow import MlflowClient
 
 from mltrain.run.opening import open_run
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    return MlflowClient(use_database(monkeypatch, tmp_path))
 
 
 def recorded(client: MlflowClient, samples: dict[str, Path | str]) -> dict[str, tuple[str, str, str, str]]:

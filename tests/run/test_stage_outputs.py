@@ -143,8 +143,7 @@ def test_a_file_that_no_artifact_can_be_called_is_refused(name: str, artifacts: 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
     monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path / "home"))
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
     return TrackingClient(uri, MlflowClient(uri))
 
 

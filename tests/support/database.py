@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 _template: list[Path] = []
 
 MORE_THAN_A_PAGE = 1005
 
 
-def fresh_database(target: Path, artifacts: Path) -> None:
-    """Copy an empty tracking database with artifacts in a folder."""
+def fresh_database(target: Path, artifacts: Path) -> str:
+    """Copy an empty tracking database with artifacts in a folder; return its URI."""
     if not _template:
         from mlflow import MlflowClient
 
@@ -27,6 +29,15 @@ def fresh_database(target: Path, artifacts: Path) -> None:
     with closing(sqlite3.connect(target)) as database:
         database.execute("UPDATE experiments SET artifact_location = ?", (str(artifacts / "0"),))
         database.commit()
+    return f"sqlite:///{target}"
+
+
+def use_database(patch: pytest.MonkeyPatch, folder: Path, artifacts: str = "mlruns") -> str:
+    """Use a fresh database and home in a folder; return the database's URI."""
+    uri = fresh_database(folder / "mlflow.db", folder / artifacts)
+    patch.setenv("MLFLOW_TRACKING_URI", uri)
+    patch.setenv("MLTRAIN_HOME", str(folder / "home"))
+    return uri
 
 
 def many(tmp_path: Path, count: int, tags: Mapping[str, str], place: str = "{root}/0/{run}/artifacts") -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from mltrain.cli import app
 from mltrain.cli import display as displays
 from mltrain.errors import MltrainError
-from tests.support.database import fresh_database
+from tests.support.database import use_database
 
 
 class Shell:
@@ -24,9 +24,7 @@ class Shell:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]) -> None:
         self.folder, self._patch, self._captured = folder, patch, captured
-        fresh_database(folder / "mlflow.db", folder / "mlruns")
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        patch.setenv("MLTRAIN_HOME", str(folder / "home"))
+        use_database(patch, folder)
         patch.chdir(folder)
 
     def type(self, line: str, *, code: int = 0, interrupt_at: int | None = None) -> str:

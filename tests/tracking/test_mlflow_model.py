@@ -11,10 +11,9 @@ from mlflow import MlflowClient
 from torch import Tensor, nn
 
 from mltrain.errors import UsageError
-from mltrain.tracking.client import TrackingClient, connect
+from mltrain.tracking.client import TrackingClient
 from mltrain.tracking.mlflow_model import Source, log, model_name, refuse_name, register, write
 from mltrain.tracking.registry import in_use, made_models
-from tests.support.database import fresh_database
 
 
 class Branching(nn.Module):
@@ -35,13 +34,6 @@ class Random(nn.Module):
 class Two(nn.Module):
     def forward(self, inputs: Tensor) -> Any:
         return inputs, inputs
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrackingClient:
-    fresh_database(tmp_path / "mlflow.db", tmp_path / "mlruns")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    return connect()
 
 
 @pytest.mark.filterwarnings("ignore")
