@@ -201,7 +201,6 @@ class Training:
         self.manager.continue_from(origin.manifest, origin.damaged)
         if self.run is None:
             return
-        self.run.record_origin(origin.manifest.id)
         step = origin.manifest.step
         if origin.rolls_back:
             log.warning(
@@ -212,6 +211,7 @@ class Training:
             self.run.set_tag(f"{REWOUND_PREFIX}{self.run.ordinal}", str(step))
         else:
             self.run.continue_exactly_after(step - 1)  # an engine may log again at the step that it resumes from
+        self.run.record_origin(origin.manifest.id)
 
     def _withdraw(self, why: str) -> None:
         self.manager.abandon()

@@ -140,7 +140,10 @@ class Drafts:
         draft = self._draft(state, count, kind, metrics, data, best=best)
         if by_hand:
             self._expected.check(metrics)
-        self._committer.commit(snapshot(state, self.buffers), draft, extra or {})
+        copy = snapshot(state, self.buffers)
+        if not self._steps:  # and after all that refuses the state
+            self._run.record_origin(draft.parent)
+        self._committer.commit(copy, draft, extra or {})
         self._saved = [*self._saved[-_REMEMBERED:], (draft, count)]
         self._steps.add(draft.step)
         return draft.id
@@ -176,8 +179,6 @@ class Drafts:
         if self._was_beyond(step):
             self._run.begin_attempt(before.id if before is not None else None)
             self._steps.clear()
-        elif not self._steps:
-            self._run.record_origin(before.id if before is not None else None)
         try:
             return Manifest(
                 run_id=self._run.id,

@@ -75,11 +75,11 @@ class Record:
         Raises:
             StorageError: the artifact store refuses permanently, or this disk fails.
         """
+        self.begun = True  # even if the disk fails now: the end of the attempt is recorded again
         if wait:
             self.write_json(ATTEMPTS_FILE, self._attempts())
         else:
             self.queue_attempts()
-        self.begun = True
         self._outbox.journal.drop_held()
         attempt = self._hold.attempt
         if attempt.changed:

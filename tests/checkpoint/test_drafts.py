@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mltrain.checkpoint.policies import parse
-from mltrain.errors import UsageError
+from mltrain.errors import UnsupportedValue, UsageError
 from tests.support.disks import refuse
 from tests.support.runs import FolderRun, epochs, saved, state_at, train, without_staging
 
@@ -262,6 +262,8 @@ def test_the_first_save_of_an_attempt_records_its_origin_and_a_load_does_not(run
     with again.manager() as manager:
         manager.load("epoch:2")
         manager.load("epoch:1")
+        with pytest.raises(UnsupportedValue):
+            manager.save({"model": object()}, step=3)
         assert again.origins == []
         train(manager, 3, 4)
         manager.load("epoch:3")

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mltrain import CheckpointManager
 from mltrain.checkpoint.manifest import current_line
-from mltrain.errors import RunHeld
+from mltrain.errors import RunHeld, StorageError
 from mltrain.ownership.attempts import ATTEMPTS_FILE
 from mltrain.run.opening import open_run, resume
 from mltrain.run.tracked import TrackedRun
@@ -143,6 +143,29 @@ def test_a_loop_records_the_checkpoint_that_it_continues_from(which: str | None,
     attempts = json.loads((Path(run.info.artifact_uri) / ATTEMPTS_FILE).read_text())["attempts"]
     assert [one["resumed_from"] for one in attempts] == [None, origin]
     assert run.data.tags["mltrain.resumed_from"] == origin
+
+
+def test_an_attempt_that_this_disk_does_not_record_at_once_is_no_reader(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CheckpointManager() as manager:
+        manager.save(state(1, 1.0))
+    again = CheckpointManager(manager.run.id)
+    again.load()
+
+    def full(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mltrain.run.record.replace_file", full)
+        again.save(state(2, 2.0))
+    again.close()
+    artifacts = Path(MlflowClient(uri).get_run(manager.run.id).info.artifact_uri)
+    attempts = json.loads((artifacts / ATTEMPTS_FILE).read_text())["attempts"]
+    assert [(one["resumed_from"], one["withdrawn"]) for one in attempts] == [
+        (None, False),
+        ("step-000000001-a01", False),
+    ]
 
 
 def test_a_load_after_a_takeover_keeps_the_record_of_the_other_process(uri: str) -> None:
