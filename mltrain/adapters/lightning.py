@@ -23,6 +23,7 @@ from mltrain.checkpoint.retention import Policy
 from mltrain.checkpoint.settings import Settings, newest_and_best, refuse_unless
 from mltrain.errors import UsageError
 from mltrain.metrics import floats
+from mltrain.signals import Terminated
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,9 @@ class MltrainCheckpoint(Recorder, LightningMixin):
         self._boundaries, self._training, self.run_id = boundaries, training, training.location
         self._trained = trainer
         self._logger.attach(training)
+        if trainer.received_sigterm:  # before our handlers; Lightning would end without saving
+            trainer._signal_connector.received_sigterm = False
+            training.stop.request("SIGTERM")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Remember which metrics come from this validation."""
@@ -160,6 +164,8 @@ class MltrainCheckpoint(Recorder, LightningMixin):
 
         Nothing is saved if the optimizer may have changed that state.
         """
+        if isinstance(exception, SystemExit) and trainer.received_sigterm and exception.code is None:
+            exception.code = Terminated.exit_code  # Lightning exits with 0
         training, boundaries = self._training, self._boundaries
         own = boundaries.before_failed_step() if boundaries is not None and isinstance(exception, Exception) else None
         if training is not None and own is not None and own["step"] > training.saved_step:

@@ -170,6 +170,23 @@ def test_a_signal_in_the_last_step_lets_the_training_finish(tracking: str) -> No
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_signal_before_the_training_begins_ends_it_with_its_exit_code(batch: int, tracking: str) -> None:
+    class Stopped(Net):
+        def validation_step(self, inputs: Any, index: int) -> None:
+            super().validation_step(inputs, index)
+            if self.trainer.sanity_checking and index == batch:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        fit("epochs", model=Stopped, ours={"every_n_train_steps": 0})
+    assert stopped.value.code == 143
+    if batch == 1:  # after the last one, Lightning itself would train a step, save nothing and exit with 0
+        run_id = newest_run()
+        assert status(run_id) == "KILLED"
+        assert Origin.read(Address(run_id)).manifest.name == "step-000000001-a01"
+
+
 def test_curves_are_not_recorded_twice(tracking: str) -> None:
     with mlflow.start_run() as active:
         logger = MLFlowLogger(tracking_uri=tracking, run_id=active.info.run_id)
