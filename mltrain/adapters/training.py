@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from mltrain.ownership.run_folder import grace_seconds
 from mltrain.redaction import remember_environment
 from mltrain.run.opening import open_run
 from mltrain.run.tracked import TrackedRun
-from mltrain.signals import StopRequest
+from mltrain.signals import StopRequest, Terminated
 from mltrain.tracking.tags import REWOUND_PREFIX
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Training:
         saved_step: step of the newest save. Before the first save it is the origin's step, or -1 in a new training.
 
     Raises:
+        KeyboardInterrupt, SystemExit: a signal arrived while the run was opened, as in :meth:`leave`. The run is withdrawn.
         UnsupportedValue: ``state`` contains a value that is neither a tensor nor plain data.
         UsageError: there is no origin, but the active run or the folder has checkpoints; or an argument is invalid.
         RunHeld: another process writes to the run, or has saved to it since the origin was read.
@@ -73,23 +75,27 @@ class Training:
         elif origin is not None:
             run_id, save_dir = origin.address.location, None
         settings = settings if settings is not None else Settings(newest_and_best(5))
-        self.manager = CheckpointManager(
-            run_id, save_dir=save_dir, policy=settings.policy, metric=settings.metric, mode=settings.mode
-        )
-        self.run = self.manager.run if isinstance(self.manager.run, TrackedRun) else None
-        self.saved_step = origin.manifest.step if origin is not None else -1
-        self.stop = StopRequest()
-        self._ended = False
-        try:
-            if origin is not None:
-                self._continue(origin)
-            if self.run is not None:
-                self.run.record_parameters(parameters or {})
-        except BaseException as error:
-            self._withdraw(f"{type(error).__name__}: {error}"[:500])
-            raise
-        self.stop.__enter__()
-        self.stop.finish_steps()
+        self.stop, self._ended = StopRequest(), False
+        with ExitStack() as opening:
+            opening.enter_context(self.stop)  # a request during the opening raises, and withdraws the run
+            try:
+                self.manager = CheckpointManager(
+                    run_id, save_dir=save_dir, policy=settings.policy, metric=settings.metric, mode=settings.mode
+                )
+                self.run = self.manager.run if isinstance(self.manager.run, TrackedRun) else None
+                self.saved_step = origin.manifest.step if origin is not None else -1
+                try:
+                    if origin is not None:
+                        self._continue(origin)
+                    if self.run is not None:
+                        self.run.record_parameters(parameters or {})
+                except BaseException as error:
+                    self._withdraw(f"{type(error).__name__}: {error}"[:500])
+                    raise
+            except Terminated as stopped:
+                raise SystemExit(stopped.exit_code) from stopped
+            self.stop.finish_steps()
+            opening.pop_all()
         self.manager.run.when_known(self._announce)
 
     @property

@@ -1,5 +1,6 @@
 import signal
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -114,6 +115,34 @@ def test_requests_to_stop_wait_from_begin_to_end(tracking: str) -> None:
     training.end(KeyboardInterrupt())
     assert signal.getsignal(signal.SIGTERM) is before
     assert mlflow.get_run(training.location).info.status == "KILLED"
+
+
+class Stopping(dict[str, str]):
+    """Parameters whose reading is interrupted by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(lr="0.1")
+        self._number = number
+
+    def items(self) -> Any:
+        signal.raise_signal(self._number)
+        return super().items()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_while_the_run_is_opened_withdraws_it(number: int, tracking: str) -> None:
+    before = signal.getsignal(number)
+    first = Training()
+    first.save(STATE, 1, 0)
+    first.end()
+    for origin in (None, Origin.read(Address(first.location))):
+        with pytest.raises(BaseException) as stopped:
+            Training(origin, parameters=Stopping(number))
+        assert isinstance(stopped.value, KeyboardInterrupt if number == signal.SIGINT else SystemExit)
+        assert getattr(stopped.value, "code", 143) == 143
+        assert signal.getsignal(number) is before
+    assert [run.info.run_id for run in mlflow.search_runs(["0"], output_format="list")] == [first.location]
+    assert mlflow.get_run(first.location).info.status == "FINISHED"
 
 
 def test_an_exception_decides_the_status() -> None:
