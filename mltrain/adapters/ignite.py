@@ -138,6 +138,14 @@ class MltrainSaver(Recorder):
         """Open the run, and attach behind the engine's other handlers."""
         if self._origin is None and engine.state.iteration and self.run_id is not None:
             self._origin = Origin.read(Address(self.run_id))  # run() was called again: the state is in memory
+        if (
+            self._origin is not None and engine.state.iteration < self._origin.manifest.step
+        ):  # Ignite restarts what is done
+            raise UsageError(
+                f"{self._origin.address.location} has reached iteration {self._origin.manifest.step}, all of max_epochs="
+                f"{engine.state.max_epochs}, and Ignite would begin again at 0. Expected more epochs, to continue it. Try: "
+                "run(loader, max_epochs=…) with a larger number, or no resume="
+            )
         self._training = training = Training(
             self._origin,
             save_dir=self._save_dir,

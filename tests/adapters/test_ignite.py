@@ -64,6 +64,10 @@ def test_what_users_do_next(tracking: str) -> None:
     assert longer.trainer.state.iteration == 40
     assert [step for step, _ in points(run_id)["loss"]] == list(range(1, 41))
     assert [step for step, _ in points(run_id)["accuracy"]] == [10, 20, 30, 40]
+    with pytest.raises(UsageError, match="has reached iteration 40, all of max_epochs=4"):
+        Loop(f"mltrain:{run_id}").run(4)
+    assert status(run_id) == "FINISHED"
+    assert [step for step, _ in points(run_id)["loss"]] == list(range(1, 41))
 
 
 def checkpoints(run_id: str) -> list[Any]:
