@@ -8,7 +8,7 @@ from mltrain.checkpoint.policies import Best, Latest, parse
 from mltrain.checkpoint.retention import Policy
 from mltrain.config import Config
 from mltrain.errors import ConfigError, StorageError
-from mltrain.ownership.run_folder import refuse_unwritable_home
+from mltrain.ownership.run_folder import refuse_unwritable_places
 from mltrain.store.folders import refuse_unwritable
 from mltrain.tracking.client import TrackingClient
 
@@ -54,7 +54,7 @@ def refuse_unusable(config: Config, server: TrackingClient) -> None:
         ) from None
     policy_of(config)
     devices.chosen(config.device)
-    refuse_unwritable_home(server)
+    refuse_unwritable_places(server)
     if config.model_save_path is not None:
         refuse_unwritable(config.model_save_path, "Give another folder as model_save_path=FOLDER.")
     elif config.export != "weights":

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from mltrain.compat.database import database_of
 from mltrain.errors import StorageError
 from mltrain.redaction import redacted_uri
 from mltrain.store.durable import replace_file, set_aside
@@ -111,13 +112,24 @@ def known_home(server: TrackingClient, run_id: str) -> Path:
     return homes(server) / run_id
 
 
-def refuse_unwritable_home(server: TrackingClient) -> None:
-    """Check that the runs' folder is writable, without creating it.
+def refuse_unwritable_places(server: TrackingClient) -> None:
+    """Check that the runs' folder and a SQLite database are writable.
+
+    Neither is created.
 
     Raises:
-        StorageError: the folder cannot be created or written to.
+        StorageError: the folder or the database's cannot be created or written to, or the database cannot.
     """
     refuse_unwritable(homes(server), "Try: MLTRAIN_HOME=FOLDER")
+    file, remedy = (
+        database_of(server.uri),
+        "The runs are recorded there. Try: MLFLOW_TRACKING_URI=sqlite:///FOLDER/mlflow.db",
+    )
+    if file is None:
+        return
+    refuse_unwritable(file.resolve().parent, remedy)  # where SQLite writes its journal
+    if file.exists() and not os.access(file, os.W_OK):
+        raise StorageError(f"{file.absolute()} cannot be written by this user. {remedy}")
 
 
 def outputs_home(server: TrackingClient) -> Path:

@@ -13,7 +13,7 @@ from mltrain.ownership.attempts import (
 )
 from mltrain.ownership.host_lock import take_lock
 from mltrain.ownership.launcher import ENTRY_POINT, Launcher
-from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
+from mltrain.ownership.run_folder import home_of, refuse_unwritable_places
 from mltrain.redaction import redacted
 from mltrain.run.ending import Opened
 from mltrain.run.key import confirm, release
@@ -52,7 +52,7 @@ def adopt(
         StorageError: the run's folder on this host cannot be created.
     """
     run = adoptable(server, launcher)
-    refuse_unwritable_home(server)
+    refuse_unwritable_places(server)
     info = run.info
     lock = take_lock(home_of(server, info.run_id), info.run_id, take_over=False)
     try:

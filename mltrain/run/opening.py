@@ -33,7 +33,7 @@ from mltrain.ownership.attempts import (
 from mltrain.ownership.host_lock import take_lock
 from mltrain.ownership.launcher import Launcher
 from mltrain.ownership.lease import HEARTBEAT_SECONDS
-from mltrain.ownership.run_folder import home_of, refuse_unwritable_home
+from mltrain.ownership.run_folder import home_of, refuse_unwritable_places
 from mltrain.provenance import fingerprint
 from mltrain.run.adoption import nestable
 from mltrain.run.ending import Opened
@@ -86,7 +86,7 @@ def create(
         StorageError: the run's folder on this host cannot be created.
         TrackingError: the server refuses, or does not answer and ``may_defer`` is false.
     """
-    refuse_unwritable_home(server)
+    refuse_unwritable_places(server)
     spec = RunSpec(experiment, name or run_name(project), {**own_tags(project), **tags})
     creation = RunCreation(server, spec)
     try:
@@ -120,7 +120,7 @@ def resumable(server: TrackingClient, run_id: str, *, take_over: bool) -> Any:
     run = server.run(full_id(server, run_id))
     if not take_over and is_held(run) and is_alive(server, run):
         raise held_by_another(run)
-    refuse_unwritable_home(server)
+    refuse_unwritable_places(server)
     writable_artifacts_of(server, run)
     return run
 
@@ -141,7 +141,7 @@ def resume(server: TrackingClient, run_id: str, *, take_over: bool, launcher: La
         TrackingError: the server does not answer.
     """
     run = server.run(full_id(server, run_id))
-    refuse_unwritable_home(server)
+    refuse_unwritable_places(server)
     artifacts = writable_artifacts_of(server, run)
     return _continued(server, run, artifacts, take_over, nestable(server, launcher, run.info.run_id), owned=True)
 
@@ -218,7 +218,7 @@ def open_run(run_id: str | None = None) -> TrackedRun:
                 f"loop. Try: mltrain train --resume-run {identity}; or CheckpointManager({identity!r}), to continue it "
                 "from this loop"
             )
-        refuse_unwritable_home(server)
+        refuse_unwritable_places(server)
         artifacts = writable_artifacts_of(server, known)
         if HOLDER_TAG in known.data.tags:
             run = _continued(server, known, artifacts, False, None, owned=active != identity)

@@ -1,11 +1,13 @@
 """The home of a run: one folder for one store, however its address is spelled, and what its lock proves."""
 
+import sys
 import uuid
 from pathlib import Path
 
 import pytest
 
-from mltrain.ownership.run_folder import address_of, home_of, homes, known_home, stores
+from mltrain.errors import StorageError
+from mltrain.ownership.run_folder import address_of, home_of, homes, known_home, refuse_unwritable_places, stores
 from mltrain.tracking.client import TrackingClient
 
 RUN = "a" * 32
@@ -76,3 +78,25 @@ def test_a_home_in_whose_place_something_else_is_is_made(tmp_path: Path, monkeyp
     place.write_text("no folder")
     assert home_of(server, "a" * 32).is_dir()
     assert [file.read_text() for file in place.parent.glob("*.damaged-*")] == ["no folder"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root may write anywhere but in /proc")
+def test_a_database_in_a_folder_that_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path))
+    with pytest.raises(
+        StorageError, match=r"/proc cannot be written: .* The runs are recorded there. Try: MLFLOW_TRACKING_URI="
+    ):
+        refuse_unwritable_places(TrackingClient("sqlite:////proc/mlflow.db", None))
+
+
+def test_a_database_that_this_user_may_only_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLTRAIN_HOME", str(tmp_path))
+    file = tmp_path / "mlflow.db"
+    server = TrackingClient(f"sqlite:///{file}", None)
+    refuse_unwritable_places(server)
+    assert not file.exists()
+    file.touch()
+    refuse_unwritable_places(server)
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    with pytest.raises(StorageError, match=r"mlflow\.db cannot be written by this user"):
+        refuse_unwritable_places(server)
