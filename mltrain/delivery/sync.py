@@ -26,6 +26,8 @@ from mltrain.ownership.host_lock import lock_file
 from mltrain.ownership.run_folder import address_of, may_be, stores
 from mltrain.redaction import redacted_uri
 from mltrain.store.artifacts import Artifacts
+from mltrain.store.names import UNSETTLED
+from mltrain.store.removal import discard_unsettled
 from mltrain.tracking.client import RUN_ID, TrackingClient
 from mltrain.tracking.run_artifacts import COMMITTED, artifacts_of
 from mltrain.tracking.tags import (
@@ -43,8 +45,6 @@ log = logging.getLogger(__name__)
 _LOCKED = (
     "another mltrain process holds the run's folder: a training, which sends its backlog by itself, or mltrain sync"
 )
-_UNSETTLED = "unsettled"
-"""File in a run's folder from the delivery of its records until its status is set."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _sync_journal(server: TrackingClient, home: Path, file: Path, seconds: float
         journal.unpark()
         run_id = home.name if spec is None or spec.run_id is None else spec.run_id
         before, staged = journal.unsent(), newest_staged(home)
-        if not before and staged is None and not (home / _UNSETTLED).exists():
+        if not before and staged is None and not (home / UNSETTLED).exists():
             return Synced(run_id, said=harm, failed=bool(harm))
         uncreated = spec is not None and spec.run_id is None
         if address is not None and (uncreated or not _is_at(server, run_id, address)):
@@ -173,7 +173,7 @@ def _send(server: TrackingClient, run_id: str, home: Path, journal: Journal, sec
     dropped = journal.drop_beyond(ends)
     if before := journal.unsent():
         with suppress(OSError):  # the disk is full, which must not keep the records here
-            (home / _UNSETTLED).touch()
+            (home / UNSETTLED).touch()
     # The records first: a checkpoint cannot be used without the run's configuration, which is among them.
     drained = Sender(server, Existing(run_id, artifacts), journal, HostLock()).drain(seconds)
     found = publish_backlog(run_id, home, artifacts, ends)
@@ -183,7 +183,7 @@ def _send(server: TrackingClient, run_id: str, home: Path, journal: Journal, sec
             _announce(server, run_id, artifacts)
         if drained:
             _settle(server, run_id, artifacts, attempt)
-            (home / _UNSETTLED).unlink(missing_ok=True)
+            discard_unsettled(home)
     except (MltrainError, OSError) as error:
         failure = failure or error
     left, refused = journal.unsent(), journal.parked()

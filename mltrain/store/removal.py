@@ -27,6 +27,7 @@ from mltrain.store.names import (
     RESTORED,
     STAGED,
     TEMPORARY,
+    UNSETTLED,
 )
 
 if sys.platform != "win32":
@@ -119,6 +120,11 @@ def discard_sent(file: Path) -> None:
     if OUTBOX not in (file.parent.name, file.parent.parent.name) or ".." in file.parts:
         raise StorageError(f"{file} is not in an outbox; it was not removed.")
     file.unlink(missing_ok=True)
+
+
+def discard_unsettled(home: Path) -> None:
+    """Remove the mark of a run whose status is not set."""
+    (home / UNSETTLED).unlink(missing_ok=True)
 
 
 def discard_cached(folder: Path, file: Path) -> None:
