@@ -113,7 +113,7 @@ def known_home(server: TrackingClient, run_id: str) -> Path:
 
 
 def refuse_unwritable_places(server: TrackingClient) -> None:
-    """Check that the runs' folder and a SQLite database are writable.
+    """Check that runs' folder and SQLite database are writable.
 
     Neither is created.
 

@@ -15,7 +15,10 @@ STAGING = ".mltrain-staging"
 OUTBOX = "outbox"
 """The folder in which pictures wait for their upload."""
 UNSETTLED = "unsettled"
-"""A file in a run's folder from the delivery of its records by ``mltrain sync`` until its status is set."""
+"""A file in the folder of a run without its status.
+
+``mltrain sync`` creates it before it delivers the run's records.
+"""
 
 CHECKPOINT = re.compile(r"step-\d{9}-a\d{2,6}", re.ASCII)
 STAGED = re.compile(CHECKPOINT.pattern + r"(\.[0-9a-f]{8}\.tmp)?", re.ASCII)

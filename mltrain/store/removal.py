@@ -123,7 +123,7 @@ def discard_sent(file: Path) -> None:
 
 
 def discard_unsettled(home: Path) -> None:
-    """Remove the mark of a run whose status is not set."""
+    """Remove the mark of a run without its status."""
     (home / UNSETTLED).unlink(missing_ok=True)
 
 
