@@ -152,7 +152,8 @@ def test_the_end_of_a_data_worker_is_an_error_that_names_it(cause: str, said: st
     done = workplace.mltrain(*words, FATAL=cause)
     assert done.code == 1, done.err
     assert said in done.err
-    assert f"mltrain train --resume-run {done.run_id}" in done.err.strip().splitlines()[-1]
+    # Another worker may print an EOFError after that line, if this process ends while it waits for its next batch.
+    assert f"mltrain train --resume-run {done.run_id}" in done.err
     assert workplace.status(done.run_id) == "FAILED"
     # A worker looks every five seconds whether its parent is there.
     eventually(lambda: processes_in(workplace.folder) <= before, "the end of every worker")
