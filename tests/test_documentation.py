@@ -173,7 +173,6 @@ def test_the_other_blocks_of_the_page_on_loops(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("block", PYTHON)
-@pytest.mark.filterwarnings("ignore::ImportWarning")  # of import hooks that MLflow and engines install
 def test_every_python_block_takes_names_that_exist(block: str) -> None:
     """Imports and names of ``mltrain`` in all blocks exist."""
     tree = ast.parse(block)
