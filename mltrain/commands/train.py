@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -133,7 +135,19 @@ class _Session:
         return Outcome(run_id, self.stop.exit_code, "stopped before the first step")
 
     def _failed(self, run: TrackedRun, error: BaseException) -> None:
-        """Finish the pending checkpoint, and close the failed run."""
+        """Finish the pending checkpoint, and close the failed run.
+
+        Torch's handler of SIGCHLD would raise the death of a loader's worker again, in the middle of it.
+        """
+        torchs = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if _may_set_child_handler() else None
+        try:
+            self._close_failed(run, error)
+        finally:
+            if torchs is not None:
+                signal.signal(signal.SIGCHLD, torchs)
+
+    def _close_failed(self, run: TrackedRun, error: BaseException) -> None:
+        """Close the run with its error."""
         deadline = time.monotonic() + grace_seconds()
         if self.manager is not None:
             self.manager.wait(grace_seconds())
@@ -188,3 +202,8 @@ class _Session:
             self._preparation.look()
         if self.stop.requested and trainer.progress.step == first_step and not trainer.done:
             raise KeyboardInterrupt
+
+
+def _may_set_child_handler() -> bool:
+    """Whether this process and thread have a handler of SIGCHLD."""
+    return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
